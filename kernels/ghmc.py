@@ -1,0 +1,159 @@
+"""GHM-C: counts and loss sums by unit region, gradient, and the unreduced loss.
+
+For logit x, target t, p = sigmoid(x):
+
+    g        = |p - t|                               gradient norm (eq. 3)
+    j        = unit region of g
+    R_j, L_j = number of elements, sum of CE(x, t), over region j
+    loss     = sum_j coefficient_j * L_j             coefficients: kernels/harmonize.py (eq. 8 to 13)
+    dx       = coefficient_j * (p - t) * grad        coefficients are constants of the step
+
+Slots of a row: 0..BINS-1 the regions, BINS for NaN (counted, in no region), the last for ignored elements.
+"""
+
+import triton
+import triton.language as tl
+
+from .numerics import cross_entropy_terms, exp_nonpositive, log1p_small, log1p_unit, sigmoid_pair, unit_region
+from .tiles import add_by_region, add_compensated, is_plain, load_target, load_tile, load_weight, store_tile
+
+
+@triton.jit
+def _region_of(residual, weight, BINS: tl.constexpr, SLOTS: tl.constexpr, AT_EDGES: tl.constexpr):
+    region = unit_region(tl.abs(residual), BINS, AT_EDGES)
+    region = tl.where(residual == residual, region, BINS)
+    return tl.where(weight > 0, region, SLOTS - 1)
+
+
+@triton.jit(do_not_specialize=["n", "easy_below"])
+def _ghmc_accumulate_kernel(
+    input_ptr,
+    target_ptr,
+    weight_ptr,
+    counts_ptr,
+    sums_ptr,
+    n,
+    easy_below,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    ANCHOR_WEIGHT: tl.constexpr,
+    ELEMENT_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ANCHORS: tl.constexpr,
+    FLUSH: tl.constexpr,
+):
+    """Row program_id of counts [programs, SLOTS] int32 and sums [programs, SLOTS] fp32; tiles in stride programs.
+
+    A tile of counted negatives with x < easy_below lies in region 0 as a whole: no label, region or mask is formed.
+    """
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    tiles = (n - 1) // BLOCK + 1
+    lane = tl.arange(0, BLOCK)
+    slot = tl.arange(0, SLOTS)
+    counts = tl.zeros([SLOTS], tl.int32)
+    total = tl.zeros([SLOTS], tl.float32)
+    error = tl.zeros([SLOTS], tl.float32)
+    for first in range(program, tiles, programs * FLUSH):
+        easy_loss = tl.zeros([BLOCK], tl.float32)
+        easy_count = 0
+        sums = tl.zeros([SLOTS], tl.float32)
+        for tile in range(first, tl.minimum(first + programs * FLUSH, tiles), programs):
+            start = tl.cast(tile, tl.int64) * BLOCK
+            x = load_tile(input_ptr, start, n, lane).to(tl.float32)
+            plain = is_plain(
+                target_ptr, weight_ptr, start, n, lane, COLUMNS, ANCHORS, CLASS_INDEX, ANCHOR_WEIGHT, ELEMENT_WEIGHT
+            )
+            outside = tl.max(tl.where(x < easy_below, 0, 1))
+            if plain & (outside == 0):
+                if BINS >= 29:
+                    easy_loss += log1p_small(exp_nonpositive(x))
+                else:
+                    easy_loss += log1p_unit(exp_nonpositive(x))
+                easy_count += BLOCK
+            else:
+                weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+                target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+                loss, residual = cross_entropy_terms(x, target)
+                region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
+                easy_loss += tl.where(region == 0, loss, 0.0)
+                counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 1)
+        counts += tl.where(slot == 0, easy_count, 0)
+        sums += tl.where(slot == 0, tl.sum(easy_loss), 0.0)
+        total, error = add_compensated(total, error, sums)
+    row = program.to(tl.int64) * SLOTS
+    tl.store(counts_ptr + row + slot, counts)
+    tl.store(sums_ptr + row + slot, total)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _ghmc_gradient_kernel(
+    input_ptr,
+    target_ptr,
+    weight_ptr,
+    coefficients_ptr,
+    grad_ptr,
+    output_ptr,
+    n,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    ANCHOR_WEIGHT: tl.constexpr,
+    ELEMENT_WEIGHT: tl.constexpr,
+    ELEMENT_GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ANCHORS: tl.constexpr,
+):
+    """output = coefficient_j * (p - t) * grad, one tile a program; grad is one number, or one an element."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    x = load_tile(input_ptr, start, n, lane).to(tl.float32)
+    plain = is_plain(
+        target_ptr, weight_ptr, start, n, lane, COLUMNS, ANCHORS, CLASS_INDEX, ANCHOR_WEIGHT, ELEMENT_WEIGHT
+    )
+    if ELEMENT_GRAD:
+        grad = load_tile(grad_ptr, start, n, lane)
+    else:
+        grad = tl.load(grad_ptr)
+    p, q, _ = sigmoid_pair(x)
+    residual = p
+    if not plain:
+        weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+        target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+        residual = (1.0 - target) * p - target * q
+        residual = tl.where(weight > 0, residual, 0.0)
+    coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(residual), BINS, AT_EDGES))
+    store_tile(output_ptr, start, n, lane, residual * coefficient * grad)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _ghmc_weigh_kernel(
+    input_ptr,
+    target_ptr,
+    weight_ptr,
+    coefficients_ptr,
+    output_ptr,
+    n,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    ANCHOR_WEIGHT: tl.constexpr,
+    ELEMENT_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """output = coefficient_j * CE(x, t), fp32, 0 where ignored: the loss before its reduction."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    x = load_tile(input_ptr, start, n, lane).to(tl.float32)
+    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+    target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+    loss, residual = cross_entropy_terms(x, target)
+    region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
+    coefficient = tl.load(coefficients_ptr + region)
+    store_tile(output_ptr, start, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))

@@ -1,0 +1,134 @@
+"""GHM-R: counts and loss sums by unit region, gradient, and the unreduced loss.
+
+For d = input - target:
+
+    g        = |d| / sqrt(d^2 + mu^2)                gradient norm (eq. 17)
+    j        = unit region of g
+    R_j, L_j = number of elements, sum of ASL1(d), over region j
+    loss     = sum_j coefficient_j * L_j             coefficients: kernels/harmonize.py (eq. 18)
+    dinput   = coefficient_j * d / sqrt(d^2 + mu^2) * grad
+
+Slots of a row as in ghmc.py; the last one's sum holds the sum of the weights where the variant asks for it.
+"""
+
+import triton
+import triton.language as tl
+
+from .numerics import asl1_terms, unit_region
+from .tiles import add_by_region, add_compensated, load_tile, load_weight, store_tile
+
+
+@triton.jit
+def _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared):
+    difference = load_tile(input_ptr, start, n, lane).to(tl.float32) - load_tile(target_ptr, start, n, lane).to(
+        tl.float32
+    )
+    return asl1_terms(difference, mu, mu_squared)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _ghmr_accumulate_kernel(
+    input_ptr,
+    target_ptr,
+    weight_ptr,
+    counts_ptr,
+    sums_ptr,
+    n,
+    mu,
+    mu_squared,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    ANCHOR_WEIGHT: tl.constexpr,
+    ELEMENT_WEIGHT: tl.constexpr,
+    SUM_WEIGHTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Row program_id of counts [programs, SLOTS] int32 and sums [programs, SLOTS] fp32; tiles in stride programs.
+
+    A tile in which no element counts, as most do where boxes are matched to few anchors, is not read.
+    """
+    program = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    slot = tl.arange(0, SLOTS)
+    counts = tl.zeros([SLOTS], tl.int32)
+    total = tl.zeros([SLOTS], tl.float32)
+    error = tl.zeros([SLOTS], tl.float32)
+    for tile in range(program, (n - 1) // BLOCK + 1, tl.num_programs(0)):
+        start = tl.cast(tile, tl.int64) * BLOCK
+        weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+        sums = tl.zeros([SLOTS], tl.float32)
+        if SUM_WEIGHTS:
+            sums += tl.where(slot == SLOTS - 1, tl.sum(weight), 0.0)
+        if tl.max(tl.where(weight > 0, 1, 0)) > 0:
+            loss, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
+            region = unit_region(tl.abs(slope), BINS, AT_EDGES)
+            region = tl.where(slope == slope, region, BINS)
+            region = tl.where(weight > 0, region, SLOTS - 1)
+            counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 0)
+        total, error = add_compensated(total, error, sums)
+    row = program.to(tl.int64) * SLOTS
+    tl.store(counts_ptr + row + slot, counts)
+    tl.store(sums_ptr + row + slot, total)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _ghmr_gradient_kernel(
+    input_ptr,
+    target_ptr,
+    weight_ptr,
+    coefficients_ptr,
+    grad_ptr,
+    output_ptr,
+    n,
+    mu,
+    mu_squared,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    ANCHOR_WEIGHT: tl.constexpr,
+    ELEMENT_WEIGHT: tl.constexpr,
+    ELEMENT_GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """output = coefficient_j * d / sqrt(d^2 + mu^2) * grad, one tile a program; grad is one number, or one an element."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+    output = tl.zeros([BLOCK], tl.float32)
+    if tl.max(tl.where(weight > 0, 1, 0)) > 0:
+        _, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
+        coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(slope), BINS, AT_EDGES))
+        if ELEMENT_GRAD:
+            grad = load_tile(grad_ptr, start, n, lane)
+        else:
+            grad = tl.load(grad_ptr)
+        output = tl.where((weight > 0) & (slope != 0), slope * coefficient * grad, 0.0)
+    store_tile(output_ptr, start, n, lane, output)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _ghmr_weigh_kernel(
+    input_ptr,
+    target_ptr,
+    weight_ptr,
+    coefficients_ptr,
+    output_ptr,
+    n,
+    mu,
+    mu_squared,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    ANCHOR_WEIGHT: tl.constexpr,
+    ELEMENT_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """output = coefficient_j * ASL1(d), fp32, 0 where ignored: the loss before its reduction."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+    loss, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
+    coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(slope), BINS, AT_EDGES))
+    store_tile(output_ptr, start, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
