@@ -11,6 +11,7 @@ import math
 import torch
 import triton
 
+from ..regions import floor_misses_edges
 from .ghmc import _ghmc_accumulate_kernel, _ghmc_gradient_kernel, _ghmc_weigh_kernel
 from .ghmr import _ghmr_accumulate_kernel, _ghmr_gradient_kernel, _ghmr_weigh_kernel
 from .harmonize import _fold_kernel, _harmonize_kernel
@@ -23,15 +24,6 @@ PROGRAMS_PER_SM = 24
 FLUSH = 16  # tiles added in plain fp32 before the compensated sum takes them
 FOLD_TILE = 2048  # rows * slots that one program adds at once
 MAX_BINS = 510  # a row has to fit the registers of a warp
-
-
-@functools.lru_cache(maxsize=None)
-def floor_misses_edges(bins: int) -> bool:
-    """Whether floor(fp32(g * bins)) differs from the last i with g >= fp32(i / bins) for some fp32 g in [0, 1]."""
-    edge = torch.arange(1, bins, dtype=torch.float32) / bins
-    below = torch.nextafter(edge, torch.zeros_like(edge))
-    index = torch.arange(1, bins, dtype=torch.float32)
-    return bool(((edge * bins).floor() != index).any() or ((below * bins).floor() != index - 1).any())
 
 
 @functools.lru_cache(maxsize=None)

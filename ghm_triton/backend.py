@@ -1,0 +1,64 @@
+"""Which implementation runs: the Triton kernels or eager PyTorch."""
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from .checks import check_choice
+
+BACKENDS = ("triton", "eager")
+VARIABLE = "GHM_TRITON_BACKEND"
+MAX_KERNEL_BINS = 510  # a row of counts has to fit the registers of a warp
+
+
+@functools.lru_cache(maxsize=None)
+def has_triton() -> bool:
+    """Whether Triton is installed; it is imported only when a kernel first runs."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter is active, which runs kernels on CPU tensors."""
+    import triton
+
+    knobs = getattr(triton, "knobs", None)  # Triton 3.4
+    return knobs.runtime.interpret if knobs is not None else os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def check_backend(backend: str | None) -> str | None:
+    """The name asked for by the argument or the environment, None for the default of the device."""
+    if backend is not None:
+        check_choice("backend", backend, BACKENDS)
+        return backend
+    name = os.environ.get(VARIABLE) or None
+    if name is not None:
+        check_choice(f"the environment variable {VARIABLE}", name, BACKENDS)
+    return name
+
+
+def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bins: int) -> bool:
+    """Decides for tensors of this device and dtype. float64 always runs eagerly.
+
+    Raises:
+        ValueError: `backend` is unknown, or "triton" with more bins than the kernels take.
+        RuntimeError: "triton" was asked for by name where it cannot run.
+    """
+    name = check_backend(backend)
+    if name == "eager" or dtype == torch.float64:
+        return False
+    if name is None:
+        return device.type in ("cuda", "xpu") and has_triton() and bins <= MAX_KERNEL_BINS
+    if not has_triton():
+        raise RuntimeError("backend='triton' needs the package triton, which is not installed")
+    if bins > MAX_KERNEL_BINS:
+        raise ValueError(f"bins must be at most {MAX_KERNEL_BINS} with backend='triton', got {bins}")
+    if device.type == "cpu" and not interpreting():
+        raise RuntimeError(
+            "backend='triton' runs on CPU tensors only in Triton's interpreter, which is not active: set the environment "
+            "variable TRITON_INTERPRET=1 before triton is first imported"
+        )
+    if device.type not in ("cpu", "cuda", "xpu"):
+        raise RuntimeError(f"backend='triton' needs CUDA, ROCm or XPU tensors, got tensors on {device}")
+    return True

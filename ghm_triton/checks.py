@@ -1,0 +1,163 @@
+"""Argument checks of the public functions: each error names the argument, what was expected and what came."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+VARIANTS = ("paper", "mmdet")
+REDUCTIONS = ("mean", "sum", "none")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Population(NamedTuple):
+    """The elements that share one gradient density: a tensor of each kind a level, `weights` empty if not given."""
+
+    inputs: list[Tensor]
+    targets: list[Tensor]
+    weights: list[Tensor]
+
+
+def check_choice(name: str, value, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_bins(bins) -> None:
+    if not isinstance(bins, int) or isinstance(bins, bool):
+        raise TypeError(f"bins must be an int, got {bins!r} of type {type(bins).__name__}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+
+
+def check_number(name: str, value, low: float, expected: str, *, below: float = math.inf, low_allowed=False) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    if not (low < value < below or (low_allowed and value == low)):
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def check_momentum(momentum) -> None:
+    check_number("momentum", momentum, 0, "in [0, 1)", below=1, low_allowed=True)
+
+
+def check_mu(mu) -> None:
+    check_number("mu", mu, 0, "positive and finite")
+
+
+def check_options(bins, momentum, variant, reduction) -> None:
+    check_bins(bins)
+    check_momentum(momentum)
+    check_choice("variant", variant, VARIANTS)
+    check_choice("reduction", reduction, REDUCTIONS)
+
+
+def state_size(bins: int, variant: str) -> int:
+    """Numbers in running_counts: a moving average a region, and in "paper" that of the constant 1 at the end."""
+    return bins + 1 if variant == "paper" else bins
+
+
+def check_running_counts(running_counts, bins: int, momentum: float, variant: str, device: torch.device) -> None:
+    if running_counts is None:
+        if momentum > 0:
+            raise ValueError(
+                f"running_counts must be a tensor of {state_size(bins, variant)} zeros at the start when momentum > 0, "
+                f"got None with momentum={momentum}"
+            )
+        return
+    if not isinstance(running_counts, Tensor):
+        raise TypeError(f"running_counts must be a tensor, got {type(running_counts).__name__}")
+    expected = (state_size(bins, variant),)
+    if tuple(running_counts.shape) != expected:
+        raise ValueError(
+            f"running_counts must have shape {expected} for bins={bins} and variant={variant!r}, "
+            f"got {tuple(running_counts.shape)}"
+        )
+    if running_counts.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"running_counts must be float32 or float64, got {running_counts.dtype}")
+    if running_counts.device != device:
+        raise ValueError(f"running_counts must be on the device of input, {device}, got {running_counts.device}")
+    if not running_counts.is_contiguous():
+        raise ValueError(f"running_counts must be contiguous, got strides {running_counts.stride()}")
+
+
+def check_population(input, target, weight, *, class_index: bool) -> Population:
+    """Splits the three arguments into levels and checks them against one another.
+
+    class_index: whether integer targets of shape input.shape[:-1] are allowed (GHM-C) or floats only (GHM-R).
+    """
+    inputs = _levels("input", input)
+    targets = _levels("target", target, input, len(inputs))
+    weights = [] if weight is None else _levels("weight", weight, input, len(inputs))
+    for i, x in enumerate(inputs):
+        name = f"input[{i}]" if isinstance(input, (tuple, list)) else "input"
+        if x.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
+        if x.dtype != inputs[0].dtype:
+            raise TypeError(f"{name} must have the dtype of the first level, {inputs[0].dtype}, got {x.dtype}")
+        _check_device(name, x, "the first level", inputs[0].device)
+        _check_target(name.replace("input", "target"), targets[i], x, class_index)
+        if (targets[i].dim() < x.dim()) != (targets[0].dim() < inputs[0].dim()):
+            raise ValueError("target must hold class indices for all levels or for none, got both kinds")
+        if weights:
+            _check_weight(name.replace("input", "weight"), weights[i], x)
+            if (weights[i].dim() < x.dim()) != (weights[0].dim() < inputs[0].dim()):
+                raise ValueError("weight must be given by element for all levels or for none, got both kinds")
+    return Population(inputs, targets, weights)
+
+
+def _levels(name: str, value, input=None, count: int | None = None) -> list[Tensor]:
+    """A tensor, or a list of as many as `input` has levels, as a list."""
+    of_levels = isinstance(value, (tuple, list))
+    if count is not None and of_levels != isinstance(input, (tuple, list)):
+        expected = f"a list of {count} tensors" if not of_levels else "a tensor"
+        raise ValueError(f"{name} must be {expected}, as input is, got {type(value).__name__}")
+    levels = list(value) if of_levels else [value]
+    if not levels:
+        raise ValueError(f"{name} must hold at least one level, got an empty {type(value).__name__}")
+    if count is not None and len(levels) != count:
+        raise ValueError(f"{name} must have as many levels as input, {count}, got {len(levels)}")
+    for i, level in enumerate(levels):
+        if not isinstance(level, Tensor):
+            where = f"{name}[{i}]" if of_levels else name
+            raise TypeError(f"{where} must be a tensor, got {type(level).__name__}")
+    return levels
+
+
+def _check_device(name: str, tensor: Tensor, of: str, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on the device of {of}, {device}, got {tensor.device}")
+
+
+def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool) -> None:
+    _check_device(name, target, "input", input.device)
+    if class_index and not (target.is_floating_point() or target.is_complex()) and target.dim() < input.dim():
+        if target.dtype == torch.bool:
+            raise TypeError(f"{name} must hold class indices of an integer type, got {target.dtype}")
+        if target.shape != input.shape[:-1]:
+            raise ValueError(f"{name} must have shape {_index_shape(input)} for class indices, got {_shape(target)}")
+        return
+    if not target.is_floating_point() and (target.is_complex() or not class_index):
+        raise TypeError(f"{name} must be a floating point tensor, got {target.dtype}")
+    if target.shape != input.shape:
+        other = f", or {_index_shape(input)} with integer class indices" if class_index and input.dim() else ""
+        raise ValueError(f"{name} must have the shape of input, {_shape(input)}{other}, got {_shape(target)}")
+
+
+def _check_weight(name: str, weight: Tensor, input: Tensor) -> None:
+    _check_device(name, weight, "input", input.device)
+    if weight.is_complex():
+        raise TypeError(f"{name} must be bool, integer or floating point, got {weight.dtype}")
+    if weight.shape != input.shape and not (input.dim() and weight.shape == input.shape[:-1]):
+        other = f" or {_index_shape(input)}" if input.dim() else ""
+        raise ValueError(f"{name} must have shape {_shape(input)}{other}, got {_shape(weight)}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _index_shape(input: Tensor) -> tuple[int, ...]:
+    return tuple(input.shape[:-1])

@@ -1,0 +1,246 @@
+"""What the eager losses do to one level of the population: gradient norms, regions, losses and residuals.
+
+Each class is built with (input, target, weight or None) and then asked, in this order, for
+
+    count()                                   elements by slot, int64 [bins + 2]
+    finish(coefficients, grad=, unreduced=)   (loss, gradient): the sum of coefficient_j * loss, fp64 [], or these
+                                              numbers in the input's shape if `unreduced`; and coefficient_j *
+                                              d loss / d input, or None unless `grad`
+
+Slots: the regions 0..bins-1, then `bins` for NaN (counted, in no region) and `bins + 1` for ignored elements.
+Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .regions import floor_misses_edges, region_edges
+
+CHUNK = 1 << 18  # elements: 1 MB of fp32, and enough of them to hide the cost of a call
+BLOCK = 64  # elements that ClassIndexLevel judges together
+
+
+class _Level:
+    def __init__(self, input: torch.Tensor, weight: torch.Tensor | None, bins: int):
+        self.shape = input.shape
+        self.columns = input.shape[-1] if input.dim() else 1
+        self.input = input.reshape(-1, self.columns)
+        self.weight = None
+        if weight is not None:
+            self.weight = weight.reshape(-1, self.columns if weight.dim() == input.dim() else 1)
+        self.bins = bins
+        self.dtype = compute_dtype(input.dtype)
+        self.edges = region_edges(bins).to(input.device, self.dtype)
+        self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(bins)
+
+    def _chunks(self):
+        """Slices of the rows; but for the last, their elements are multiples of BLOCK."""
+        rows = max(BLOCK, CHUNK // self.columns // BLOCK * BLOCK)
+        return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
+
+    def _new(self):
+        return torch.empty(self.input.shape, dtype=self.dtype, device=self.input.device)
+
+    def _regions(self, norm: torch.Tensor) -> torch.Tensor:
+        """int32 region of each gradient norm in [0, 1]."""
+        region = (norm * self.bins).to(torch.int32).clamp_(max=self.bins - 1)
+        if self.compare_edges:
+            region -= (norm < _lookup(self.edges, region)).to(torch.int32)
+            region += (norm >= _lookup(self.edges, region + 1)).to(torch.int32)
+            region.clamp_(max=self.bins - 1)
+        return region
+
+    def _count(self, region: torch.Tensor) -> torch.Tensor:
+        return torch.bincount(region.view(-1), minlength=self.bins + 2)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _lookup(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return table.index_select(0, index.view(-1)).view(index.shape)
+
+
+class _ElementLevel(_Level):
+    """Element by element. Subclasses define _terms(rows), which gives (gradient norm, loss, residual)."""
+
+    def __init__(self, input, target, weight, bins):
+        super().__init__(input, weight, bins)
+        self.target = target.reshape(-1, self.columns)
+
+    def _slots(self, rows, norm):
+        nan = norm.isnan()
+        slots = self._regions(norm.masked_fill(nan, 0.0)).masked_fill_(nan, self.bins)
+        if self.weight is not None:
+            slots.masked_fill_(~(self.weight[rows] > 0), self.bins + 1)
+        return slots
+
+    def count(self):
+        counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
+        for rows in self._chunks():
+            counts += self._count(self._slots(rows, self._terms(rows)[0]))
+        return counts
+
+    def finish(self, coefficients, *, grad, unreduced):
+        total = torch.zeros((), dtype=torch.float64, device=self.input.device)
+        losses = self._new() if unreduced else None
+        grads = self._new() if grad else None
+        for rows in self._chunks():
+            norm, loss, residual = self._terms(rows)
+            slots = self._slots(rows, norm)
+            coefficient = _lookup(coefficients, slots)
+            ignored = slots == self.bins + 1
+            loss.mul_(coefficient).masked_fill_(ignored, 0.0)
+            if unreduced:
+                losses[rows] = loss
+            else:
+                total += loss.sum()
+            if grad:
+                grads[rows] = residual.mul_(coefficient).masked_fill_(ignored, 0.0)
+        return losses.view(self.shape) if unreduced else total, grads.view(self.shape) if grad else None
+
+
+class DenseLevel(_ElementLevel):
+    """GHM-C with a target for each element: g = |p - t|, CE(x, t), p - t."""
+
+    def _terms(self, rows):
+        x, t = self.input[rows].to(self.dtype), self.target[rows].to(self.dtype)
+        p = x.sigmoid()
+        slope = (x >= 0).to(self.dtype) - t
+        linear = (slope * x).masked_fill_(slope == 0, 0.0)  # an infinite logit on the right side costs nothing
+        residual = (1 - t) * p - t * (-x).sigmoid()  # p - t without its cancellation at t = 1
+        return (p - t).abs_(), x.abs().neg_().exp_().log1p_().add_(linear), residual
+
+
+class RegressionLevel(_ElementLevel):
+    """GHM-R: d = input - target, g = |d| / sqrt(d^2 + mu^2), ASL1(d), d / sqrt(d^2 + mu^2)."""
+
+    def __init__(self, input, target, weight, bins, mu):
+        super().__init__(input, target, weight, bins)
+        self.mu = mu
+
+    def _terms(self, rows):
+        d = self.input[rows].to(self.dtype) - self.target[rows].to(self.dtype)
+        huge = d.abs() > 1e15  # d^2 would overflow; sqrt(d^2 + mu^2) is |d| there
+        near = d.masked_fill(huge, 1.0)
+        root = (near * near + self.mu * self.mu).sqrt_()
+        residual = torch.where(huge, d.sign(), near / root.clamp(min=1e-37))
+        loss = torch.where(huge, d.abs() - self.mu, near * near / (root + self.mu))
+        return residual.abs(), loss, residual
+
+
+class ClassIndexLevel(_Level):
+    """GHM-C with class indices, which are never expanded.
+
+    Blocks of BLOCK elements in which all are counted negatives of region 0 (or ignored), nearly all of a trained
+    classifier's, take one coefficient. The others ("hard") are gathered and looked at element by element.
+    """
+
+    def __init__(self, input, target, weight, bins):
+        super().__init__(input, weight, bins)
+        label = target.reshape(-1)
+        row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
+        positive = row * self.columns + label[row].long()
+        if self.weight is not None:
+            counted = self.weight.reshape(-1)[positive] if self.weight.shape[1] > 1 else self.weight.view(-1)[row]
+            positive = positive[counted > 0]
+        self.positive = positive  # flat positions, ascending
+        size = self.input.numel()
+        self.padding = -size % BLOCK
+        self.norm = torch.empty(size + self.padding, dtype=self.dtype, device=input.device)
+        self.norm[size:] = 0
+        self.hard = []
+
+    def _flat_chunks(self):
+        """(rows, first element, end, positives within, end with padding) of each chunk."""
+        chunks = self._chunks()
+        bounds = torch.tensor([rows.start * self.columns for rows in chunks] + [self.input.numel()])
+        splits = torch.searchsorted(self.positive, bounds.to(self.positive.device)).tolist()
+        for rows, low, high in zip(chunks, splits, splits[1:]):
+            first, end = rows.start * self.columns, rows.stop * self.columns
+            yield rows, first, self.positive[low:high] - first, end + -end % BLOCK
+
+    def count(self):
+        counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
+        counts[0] -= self.padding
+        for rows, first, positive, end in self._flat_chunks():
+            norm = self.norm[first:end]
+            chunk = norm[: (rows.stop - rows.start) * self.columns].view(-1, self.columns)
+            if self.input.dtype == self.dtype:
+                torch.sigmoid(self.input[rows], out=chunk)
+            else:
+                chunk.copy_(self.input[rows]).sigmoid_()
+            norm[positive] = 1 - norm[positive]
+            if self.weight is not None:
+                ignored = ~(self.weight[rows] > 0)
+                chunk.masked_fill_(ignored, 0.0)
+                number = ignored.sum() * (self.columns // ignored.shape[1])
+                counts[0] -= number
+                counts[self.bins + 1] += number
+            counts += self._count_chunk(norm, positive)
+        return counts
+
+    def _count_chunk(self, norm, positive):
+        blocks = norm.view(-1, BLOCK)
+        peak = blocks.amax(1)
+        has_nan = bool(peak.isnan().any())
+        peak[positive // BLOCK] = torch.inf
+        hard = (~(peak < self.edges[1].clamp(max=0.5))).nonzero().view(-1)
+        norm = blocks if len(hard) == len(blocks) else blocks.index_select(0, hard)
+        if has_nan:
+            nan = norm.isnan()
+            region = self._regions(norm.masked_fill(nan, 0.0)).masked_fill_(nan, self.bins)
+        else:
+            region = self._regions(norm)
+        self.hard.append((hard, region.to(torch.int16) if self.bins < 2**15 - 2 else region))
+        counts = self._count(region)
+        counts[0] += (len(blocks) - len(hard)) * BLOCK
+        return counts
+
+    def finish(self, coefficients, *, grad, unreduced):
+        total = torch.zeros((), dtype=torch.float64, device=self.input.device)
+        losses = torch.empty_like(self.norm) if unreduced else None
+        buffer = torch.empty(min(len(self.norm), 2 * CHUNK), dtype=self.dtype, device=self.norm.device)
+        for (rows, first, positive, end), (hard, region) in zip(self._flat_chunks(), self.hard):
+            norm = self.norm[first:end].view(-1, BLOCK)
+            all_hard = len(hard) == len(norm)
+            coefficient = _lookup(coefficients, region.to(torch.int32))
+            if not all_hard:
+                positive = torch.searchsorted(hard, positive // BLOCK) * BLOCK + positive % BLOCK
+            signed = self._signed_input(rows, norm, hard, positive)
+            hard_loss = F.softplus(signed).mul_(coefficient)
+            if unreduced or not all_hard:
+                loss = losses[first:end] if unreduced else buffer[: end - first]
+                torch.neg(norm.view(-1), out=loss).log1p_().mul_(-coefficients[0])
+                if unreduced:
+                    loss.view(-1, BLOCK).index_copy_(0, hard, hard_loss)
+                else:
+                    total += loss.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum()
+            total += hard_loss.sum()
+            if grad:
+                hard_norm = norm if all_hard else norm.index_select(0, hard)
+                hard_norm.view(-1)[positive] = -signed.view(-1)[positive].sigmoid()
+                if all_hard:
+                    norm.mul_(coefficient)
+                else:
+                    norm.mul_(coefficients[0]).index_copy_(0, hard, hard_norm.mul_(coefficient))
+        size = self.input.numel()
+        return (
+            losses[:size].view(self.shape) if unreduced else total,
+            self.norm[:size].view(self.shape) if grad else None,
+        )
+
+    def _signed_input(self, rows, norm, hard, positive):
+        """The hard blocks' logits, negated where the target is 1: their loss is softplus of it, -inf where ignored."""
+        x = self.input[rows].reshape(-1)
+        if len(x) < norm.numel():
+            x = F.pad(x, (0, norm.numel() - len(x)), value=-torch.inf)
+        x = x.view(-1, BLOCK)
+        if len(hard) < len(norm):
+            x, norm = x.index_select(0, hard), norm.index_select(0, hard)
+        signed = x.to(self.dtype, copy=True)
+        signed.view(-1)[positive] *= -1
+        if self.weight is not None:
+            signed.masked_fill_(norm == 0, -torch.inf)  # what is counted and has g = 0 has no loss either
+        return signed

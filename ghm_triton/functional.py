@@ -1,0 +1,161 @@
+"""The losses as functions."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .autograd import Options, evaluate
+from .backend import use_triton
+from .checks import check_mu, check_number, check_options, check_population, check_running_counts
+
+Levels = Tensor | Sequence[Tensor]
+
+
+def ghmc_loss(
+    input: Levels,
+    target: Levels,
+    weight: Levels | None = None,
+    *,
+    bins: int = 30,
+    momentum: float = 0.0,
+    running_counts: Tensor | None = None,
+    variant: str = "paper",
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    r"""Gradient harmonizing classification loss, GHM-C.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE(x_i, t_i), \quad \beta_i = \frac{N}{S_{j(i)} M}, \quad
+              j(i) = \text{unit region of } g_i = |\sigma(x_i) - t_i|
+
+    with M = `bins` regions of the gradient norm g and S_j the number of elements in region j, or its moving average
+    (Li, Liu, Wang, AAAI 2019, eq. 3, 8 to 13). No gradient flows through beta, to `target` or to `weight`.
+
+    Args:
+        input: Logits of any shape, float32, float16, bfloat16 or float64; or a list of such tensors (the levels of a
+            feature pyramid), which then share one density.
+        target: Of the shape of `input`, with values in [0, 1]; or integer class indices of shape `input.shape[:-1]`,
+            of which 0 .. C-1 name the positive column of the last dimension and all others mean background.
+        weight: None, or of shape `input.shape` or `input.shape[:-1]`, bool, integer or float. An element counts where
+            weight > 0, and is ignored elsewhere.
+        bins: M, the number of unit regions.
+        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j, in [0, 1).
+        running_counts: The state of the average, updated in place, float32 or float64, zeros at the start. Needed
+            when momentum > 0. Shape [bins + 1] for "paper": S, then the same average of the constant 1, by which S is
+            divided (it is 1 - a^t after t calls). Shape [bins] for "mmdet".
+        variant: "paper": divide by M, average every region. "mmdet": divide by the number of regions that have
+            elements, average only those, and do not correct the start of the average.
+        reduction: "mean" (divided by N), "sum" or "none".
+        backend: "triton", "eager" or None: Triton where the device has it. The environment variable
+            GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
+
+    Returns:
+        float32, or float64 for float64 `input`: a scalar for "mean" and "sum", else a tensor of the shape of `input`,
+        or a tuple of one tensor a level.
+
+    Raises:
+        TypeError, ValueError: An argument is not as described; the message names it. No state has changed.
+        RuntimeError: `backend` is "triton" where Triton cannot run.
+
+    Example:
+        >>> logits = torch.randn(1000, 80, requires_grad=True)
+        >>> labels = torch.randint(-1, 80, (1000,))         # -1: background
+        >>> ghmc_loss(logits, labels, bins=30).backward()
+    """
+    return compute(
+        input,
+        target,
+        weight,
+        mu=None,
+        bins=bins,
+        momentum=momentum,
+        running_counts=running_counts,
+        variant=variant,
+        reduction=reduction,
+        backend=backend,
+    )
+
+
+def ghmr_loss(
+    input: Levels,
+    target: Levels,
+    weight: Levels | None = None,
+    *,
+    mu: float = 0.02,
+    bins: int = 10,
+    momentum: float = 0.0,
+    running_counts: Tensor | None = None,
+    variant: str = "paper",
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    r"""Gradient harmonizing regression loss, GHM-R.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, ASL_1(d_i), \quad ASL_1(d) = \sqrt{d^2 + \mu^2} - \mu, \quad
+              g_i = \frac{|d_i|}{\sqrt{d_i^2 + \mu^2}}
+
+    with d = input - target and beta as in :func:`ghmc_loss` (Li, Liu, Wang, AAAI 2019, eq. 15 to 18).
+
+    Args:
+        input: Box deltas of any shape, or a list of levels; dtypes as for :func:`ghmc_loss`.
+        target: Of the shape of `input`, floating point. Gets a gradient if it requires one.
+        weight: As for :func:`ghmc_loss`. In "mmdet" N is the sum of the weights (at least 1), else the number of
+            elements with weight > 0.
+        mu: Where ASL1 turns from quadratic to linear, in the units of the deltas; positive.
+        bins, momentum, running_counts, variant, reduction, backend: As for :func:`ghmc_loss`.
+
+    Returns, Raises:
+        As :func:`ghmc_loss`.
+
+    Example:
+        >>> deltas, targets = torch.randn(64, 4, requires_grad=True), torch.randn(64, 4)
+        >>> ghmr_loss(deltas, targets, bins=10).backward()
+    """
+    check_mu(mu)
+    return compute(
+        input,
+        target,
+        weight,
+        mu=float(mu),
+        bins=bins,
+        momentum=momentum,
+        running_counts=running_counts,
+        variant=variant,
+        reduction=reduction,
+        backend=backend,
+    )
+
+
+def compute(
+    input,
+    target,
+    weight,
+    *,
+    mu: float | None,
+    bins: int,
+    momentum: float,
+    running_counts: Tensor | None,
+    variant: str,
+    reduction: str,
+    backend: str | None,
+    loss_weight: float = 1.0,
+    update: bool = True,
+):
+    """Checks everything, then evaluates GHM-C (mu None) or GHM-R; what the functions and the modules share."""
+    check_options(bins, momentum, variant, reduction)
+    check_number("loss_weight", loss_weight, float("-inf"), "finite")
+    population = check_population(input, target, weight, class_index=mu is None)
+    first = population.inputs[0]
+    check_running_counts(running_counts, bins, momentum, variant, first.device)
+    triton = use_triton(backend, first.device, first.dtype, bins)
+    options = Options(
+        mu=mu,
+        bins=bins,
+        momentum=float(momentum),
+        mmdet=variant == "mmdet",
+        reduction=reduction,
+        loss_weight=float(loss_weight),
+        update=update,
+    )
+    losses = evaluate(population, running_counts, options, triton=triton)
+    return tuple(losses) if reduction == "none" and isinstance(input, (tuple, list)) else losses[0]

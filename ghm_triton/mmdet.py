@@ -1,0 +1,155 @@
+"""Drop-in replacements of mmdetection 3.x's GHMC and GHMR: its constructors, calls, defaults, buffers and numbers.
+
+Both compute `variant="mmdet"`. Where that implementation fails, these do not: an ignored NaN does not reach the loss, a
+weight above 65504 fits 16-bit predictions, a module cast to half keeps its edges, and reduction "sum" works.
+"""
+
+import torch
+from torch import Tensor
+
+from .checks import REDUCTIONS, check_bins, check_choice, check_momentum, check_mu, check_number
+from .functional import compute
+from .modules import Fp32Buffers
+from .regions import region_edges
+
+
+class _DropIn(Fp32Buffers):
+    def __init__(self, bins, momentum, loss_weight, reduction):
+        super().__init__()
+        check_bins(bins)
+        check_momentum(momentum)
+        check_number("loss_weight", loss_weight, float("-inf"), "finite")
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
+        self.register_buffer("edges", region_edges(bins))  # of the checkpoint format; the last one is open
+        if momentum > 0:
+            self.register_buffer("acc_sum", torch.zeros(bins))
+
+    def _compute(self, pred, target, label_weight, reduction_override, mu):
+        if reduction_override is not None:
+            check_choice("reduction_override", reduction_override, REDUCTIONS)
+        return compute(
+            pred,
+            target,
+            label_weight,
+            mu=mu,
+            bins=self.bins,
+            momentum=self.momentum,
+            running_counts=self.acc_sum if self.momentum > 0 else None,
+            variant="mmdet",
+            reduction=reduction_override or self.reduction,
+            backend=None,
+            loss_weight=self.loss_weight,
+        )
+
+
+class GHMC(_DropIn):
+    """mmdetection's GHM classification loss.
+
+    Args:
+        bins: Number of unit regions.
+        momentum: Of the moving average of the counts, in [0, 1).
+        use_sigmoid: Only True is implemented.
+        loss_weight: Factor of the loss.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        NotImplementedError: `use_sigmoid` is False.
+        TypeError, ValueError: Another argument is not as described.
+
+    Example:
+        >>> loss_cls = GHMC(bins=30, momentum=0.75)
+        >>> scores, labels = torch.randn(100, 80, requires_grad=True), torch.full((100,), 80)
+        >>> loss_cls(scores, labels, torch.ones(100), avg_factor=100).backward()
+    """
+
+    def __init__(
+        self,
+        bins: int = 10,
+        momentum: float = 0,
+        use_sigmoid: bool = True,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
+        super().__init__(bins, momentum, loss_weight, reduction)
+        if not use_sigmoid:
+            raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
+        self.use_sigmoid = use_sigmoid
+        self.edges[-1] += 1e-6
+
+    def forward(
+        self, pred: Tensor, target: Tensor, label_weight: Tensor, reduction_override: str | None = None, **kwargs
+    ) -> Tensor:
+        """The loss of one level.
+
+        Args:
+            pred: Logits [N, C].
+            target: Class indices int64 [N], C (or anything outside 0 .. C-1) for background; or [N, C] in [0, 1].
+            label_weight: [N] beside class indices, else [N, C]; an element counts where it is positive.
+            reduction_override: Takes the place of `reduction`.
+            kwargs: `avg_factor` and others that heads pass; not used.
+        """
+        return self._compute(pred, target, label_weight, reduction_override, None)
+
+
+class GHMR(_DropIn):
+    """mmdetection's GHM regression loss.
+
+    Args:
+        mu: Where ASL1 turns from quadratic to linear; positive.
+        bins, momentum, loss_weight, reduction: As for :class:`GHMC`.
+
+    Raises:
+        TypeError, ValueError: An argument is not as described.
+
+    Example:
+        >>> loss_bbox = GHMR(mu=0.02, bins=10, momentum=0.7, loss_weight=10.0)
+        >>> deltas = torch.randn(100, 4, requires_grad=True)
+        >>> loss_bbox(deltas, torch.zeros(100, 4), torch.ones(100, 4), avg_factor=100).backward()
+    """
+
+    def __init__(
+        self,
+        mu: float = 0.02,
+        bins: int = 10,
+        momentum: float = 0,
+        loss_weight: float = 1.0,
+        reduction: str = "mean",
+    ):
+        check_mu(mu)
+        super().__init__(bins, momentum, loss_weight, reduction)
+        self.mu = mu
+        self.edges[-1] = 1e3
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        label_weight: Tensor,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+    ) -> Tensor:
+        """The loss of one level.
+
+        Args:
+            pred: Box deltas [N, 4].
+            target: [N, 4].
+            label_weight: [N, 4]; an element counts where it is positive, and their sum is the divisor.
+            avg_factor: Not used.
+            reduction_override: Takes the place of `reduction`.
+        """
+        return self._compute(pred, target, label_weight, reduction_override, float(self.mu))
+
+
+def register_mmdet() -> None:
+    """Registers :class:`GHMC` and :class:`GHMR` in mmdetection's registry, in place of its own.
+
+    Raises:
+        ImportError: mmdetection 3.x is not installed.
+    """
+    try:
+        from mmdet.registry import MODELS
+    except ImportError as error:
+        raise ImportError("register_mmdet needs mmdetection 3.x (the package mmdet), which cannot be imported") from error
+    for loss in (GHMC, GHMR):
+        MODELS.register_module(name=loss.__name__, module=loss, force=True)
