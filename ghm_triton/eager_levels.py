@@ -7,7 +7,8 @@ Each class is built with (input, target, weight or None) and then asked, in this
                                               numbers in the input's shape if `unreduced`; and coefficient_j *
                                               d loss / d input, or None unless `grad`
 
-Slots: the regions 0..bins-1, then `bins` for NaN (counted, in no region) and `bins + 1` for ignored elements.
+Slots: the regions 0..bins-1, then `bins` for NaN (counted, in no region) and `bins + 1` for ignored elements. Within a
+level there is one more, for g = 1, which floor(g * bins) puts behind the last region, to which it belongs.
 Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
 """
 
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 
 from .regions import floor_misses_edges, region_edges
 
-CHUNK = 1 << 18  # elements: 1 MB of fp32, and enough of them to hide the cost of a call
-BLOCK = 64  # elements that ClassIndexLevel judges together
+CHUNK = 1 << 20  # elements: 1 MB of fp32, and enough of them to hide the cost of a call
+BLOCK = 32  # elements that ClassIndexLevel judges together
+ACCURATE = 0.98  # up to this g the loss -log(1 - g) of fp32 g is good to 4e-7
 
 
 class _Level:
@@ -41,17 +43,25 @@ class _Level:
     def _new(self):
         return torch.empty(self.input.shape, dtype=self.dtype, device=self.input.device)
 
-    def _regions(self, norm: torch.Tensor) -> torch.Tensor:
-        """int32 region of each gradient norm in [0, 1]."""
-        region = (norm * self.bins).to(torch.int32).clamp_(max=self.bins - 1)
+    def _slots(self, norm: torch.Tensor, has_nan: bool) -> torch.Tensor:
+        """int32 slot of each gradient norm in [0, 1], in the order of _table."""
+        nan = norm.isnan() if has_nan else None
+        slots = ((norm.nan_to_num(0.0) if has_nan else norm) * self.bins).to(torch.int32)
         if self.compare_edges:
-            region -= (norm < _lookup(self.edges, region)).to(torch.int32)
-            region += (norm >= _lookup(self.edges, region + 1)).to(torch.int32)
-            region.clamp_(max=self.bins - 1)
-        return region
+            slots.clamp_(max=self.bins - 1)
+            slots -= (norm < _lookup(self.edges, slots)).to(torch.int32)
+            slots += (norm >= _lookup(self.edges, slots + 1)).to(torch.int32)
+        return slots.masked_fill_(nan, self.bins + 1) if has_nan else slots
 
-    def _count(self, region: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(region.view(-1), minlength=self.bins + 2)
+    def _count(self, slots: torch.Tensor) -> torch.Tensor:
+        """Elements by slot [bins + 2] from slots in the order of _table."""
+        counts = torch.bincount(slots.view(-1), minlength=self.bins + 3)
+        counts[self.bins - 1] += counts[self.bins]
+        return torch.cat([counts[: self.bins], counts[self.bins + 1 :]])
+
+    def _table(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Coefficients [bins + 3]: the regions, the last one again for g = 1, NaN, ignored."""
+        return torch.cat([coefficients[: self.bins], coefficients[self.bins - 1 :]])
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -69,28 +79,28 @@ class _ElementLevel(_Level):
         super().__init__(input, weight, bins)
         self.target = target.reshape(-1, self.columns)
 
-    def _slots(self, rows, norm):
-        nan = norm.isnan()
-        slots = self._regions(norm.masked_fill(nan, 0.0)).masked_fill_(nan, self.bins)
+    def _slots_of(self, rows, norm):
+        slots = self._slots(norm, has_nan=True)
         if self.weight is not None:
-            slots.masked_fill_(~(self.weight[rows] > 0), self.bins + 1)
+            slots.masked_fill_(~(self.weight[rows] > 0), self.bins + 2)
         return slots
 
     def count(self):
         counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
         for rows in self._chunks():
-            counts += self._count(self._slots(rows, self._terms(rows)[0]))
+            counts += self._count(self._slots_of(rows, self._terms(rows)[0]))
         return counts
 
     def finish(self, coefficients, *, grad, unreduced):
         total = torch.zeros((), dtype=torch.float64, device=self.input.device)
         losses = self._new() if unreduced else None
         grads = self._new() if grad else None
+        table = self._table(coefficients)
         for rows in self._chunks():
             norm, loss, residual = self._terms(rows)
-            slots = self._slots(rows, norm)
-            coefficient = _lookup(coefficients, slots)
-            ignored = slots == self.bins + 1
+            slots = self._slots_of(rows, norm)
+            coefficient = _lookup(table, slots)
+            ignored = slots == self.bins + 2
             loss.mul_(coefficient).masked_fill_(ignored, 0.0)
             if unreduced:
                 losses[rows] = loss
@@ -150,7 +160,7 @@ class ClassIndexLevel(_Level):
         self.padding = -size % BLOCK
         self.norm = torch.empty(size + self.padding, dtype=self.dtype, device=input.device)
         self.norm[size:] = 0
-        self.hard = []
+        self.found = []  # of each chunk: hard blocks, the slots of their elements, blocks with g above ACCURATE
 
     def _flat_chunks(self):
         """(rows, first element, end, positives within, end with padding) of each chunk."""
@@ -185,62 +195,61 @@ class ClassIndexLevel(_Level):
         blocks = norm.view(-1, BLOCK)
         peak = blocks.amax(1)
         has_nan = bool(peak.isnan().any())
+        extreme = (~(peak <= ACCURATE)).nonzero().view(-1)
         peak[positive // BLOCK] = torch.inf
-        hard = (~(peak < self.edges[1].clamp(max=0.5))).nonzero().view(-1)
-        norm = blocks if len(hard) == len(blocks) else blocks.index_select(0, hard)
-        if has_nan:
-            nan = norm.isnan()
-            region = self._regions(norm.masked_fill(nan, 0.0)).masked_fill_(nan, self.bins)
-        else:
-            region = self._regions(norm)
-        self.hard.append((hard, region.to(torch.int16) if self.bins < 2**15 - 2 else region))
-        counts = self._count(region)
+        hard = (~(peak < self.edges[1])).nonzero().view(-1)
+        slots = self._slots(_blocks(blocks, hard), has_nan)
+        self.found.append((hard, slots, extreme))
+        counts = self._count(slots)
         counts[0] += (len(blocks) - len(hard)) * BLOCK
         return counts
 
     def finish(self, coefficients, *, grad, unreduced):
         total = torch.zeros((), dtype=torch.float64, device=self.input.device)
         losses = torch.empty_like(self.norm) if unreduced else None
-        buffer = torch.empty(min(len(self.norm), 2 * CHUNK), dtype=self.dtype, device=self.norm.device)
-        for (rows, first, positive, end), (hard, region) in zip(self._flat_chunks(), self.hard):
-            norm = self.norm[first:end].view(-1, BLOCK)
-            all_hard = len(hard) == len(norm)
-            coefficient = _lookup(coefficients, region.to(torch.int32))
-            if not all_hard:
-                positive = torch.searchsorted(hard, positive // BLOCK) * BLOCK + positive % BLOCK
-            signed = self._signed_input(rows, norm, hard, positive)
-            hard_loss = F.softplus(signed).mul_(coefficient)
-            if unreduced or not all_hard:
-                loss = losses[first:end] if unreduced else buffer[: end - first]
-                torch.neg(norm.view(-1), out=loss).log1p_().mul_(-coefficients[0])
-                if unreduced:
-                    loss.view(-1, BLOCK).index_copy_(0, hard, hard_loss)
-                else:
-                    total += loss.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum()
-            total += hard_loss.sum()
+        longest = max((end - first for _, first, _, end in self._flat_chunks()), default=0)
+        buffer = torch.empty(0 if unreduced else longest, dtype=self.dtype, device=self.norm.device)
+        table = self._table(coefficients)
+        for (rows, first, positive, end), (hard, slots, extreme) in zip(self._flat_chunks(), self.found):
+            norm = self.norm[first:end]
+            coefficient = _lookup(table, slots)
+            x = self.input[rows].reshape(-1)
+            loss = self._losses(norm, x, extreme, losses[first:end] if unreduced else buffer[: end - first])
+            loss[positive] = F.softplus(-x[positive].to(self.dtype))
+            total += self._weigh(loss, hard, coefficient, coefficients[0], total=not unreduced)
             if grad:
-                hard_norm = norm if all_hard else norm.index_select(0, hard)
-                hard_norm.view(-1)[positive] = -signed.view(-1)[positive].sigmoid()
-                if all_hard:
-                    norm.mul_(coefficient)
-                else:
-                    norm.mul_(coefficients[0]).index_copy_(0, hard, hard_norm.mul_(coefficient))
+                norm[positive] = -(-x[positive].to(self.dtype)).sigmoid()
+                self._weigh(norm, hard, coefficient, coefficients[0])
         size = self.input.numel()
         return (
             losses[:size].view(self.shape) if unreduced else total,
             self.norm[:size].view(self.shape) if grad else None,
         )
 
-    def _signed_input(self, rows, norm, hard, positive):
-        """The hard blocks' logits, negated where the target is 1: their loss is softplus of it, -inf where ignored."""
-        x = self.input[rows].reshape(-1)
-        if len(x) < norm.numel():
-            x = F.pad(x, (0, norm.numel() - len(x)), value=-torch.inf)
-        x = x.view(-1, BLOCK)
-        if len(hard) < len(norm):
-            x, norm = x.index_select(0, hard), norm.index_select(0, hard)
-        signed = x.to(self.dtype, copy=True)
-        signed.view(-1)[positive] *= -1
-        if self.weight is not None:
-            signed.masked_fill_(norm == 0, -torch.inf)  # what is counted and has g = 0 has no loss either
-        return signed
+    def _losses(self, norm, x, extreme, output):
+        """softplus(x) = -log(1 - g) for g = sigmoid(x), from x where 1 - g is not accurate; 0 where g is 0."""
+        torch.neg(norm, out=output).log1p_().neg_()
+        if len(extreme):
+            if len(x) < len(norm):
+                x = F.pad(x, (0, len(norm) - len(x)))
+            exact = F.softplus(_blocks(x.view(-1, BLOCK), extreme).to(self.dtype))
+            if self.weight is not None:
+                exact.masked_fill_(_blocks(norm.view(-1, BLOCK), extreme) == 0, 0.0)
+            output.view(-1, BLOCK).index_copy_(0, extreme, exact)
+        return output
+
+    def _weigh(self, value, hard, coefficient, easy_coefficient, *, total=False):
+        """Multiplies value by the coefficients in place; or returns the sum of that, and leaves value undefined."""
+        blocks = value.view(-1, BLOCK)
+        if len(hard) == len(blocks):
+            blocks.mul_(coefficient)
+            return blocks.sum() if total else 0
+        weighed = blocks.index_select(0, hard).mul_(coefficient)
+        if total:
+            return weighed.sum() + easy_coefficient * blocks.index_fill_(0, hard, 0.0).sum()
+        blocks.mul_(easy_coefficient).index_copy_(0, hard, weighed)
+        return 0
+
+
+def _blocks(blocks, chosen):
+    return blocks if len(chosen) == len(blocks) else blocks.index_select(0, chosen)
