@@ -1,22 +1,21 @@
 """Which implementation runs: the Triton kernels or eager PyTorch."""
 
-import functools
-import importlib.util
 import os
 
 import torch
 
 from .checks import check_choice
 
+try:
+    from . import kernels
+except ImportError as error:  # without Triton everything runs eagerly
+    if (error.name or "").split(".")[0] != "triton":
+        raise
+    kernels = None
+
 BACKENDS = ("triton", "eager")
 VARIABLE = "GHM_TRITON_BACKEND"
 MAX_KERNEL_BINS = 510  # a row of counts has to fit the registers of a warp
-
-
-@functools.lru_cache(maxsize=None)
-def has_triton() -> bool:
-    """Whether Triton is installed; it is imported only when a kernel first runs."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -49,8 +48,8 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bi
     if name == "eager" or dtype == torch.float64:
         return False
     if name is None:
-        return device.type in ("cuda", "xpu") and has_triton() and bins <= MAX_KERNEL_BINS
-    if not has_triton():
+        return device.type in ("cuda", "xpu") and kernels is not None and bins <= MAX_KERNEL_BINS
+    if kernels is None:
         raise RuntimeError("backend='triton' needs the package triton, which is not installed")
     if bins > MAX_KERNEL_BINS:
         raise ValueError(f"bins must be at most {MAX_KERNEL_BINS} with backend='triton', got {bins}")

@@ -1,18 +1,20 @@
-"""The operators of the Triton path: schemas, implementations that launch the kernels, and fakes for tracing.
+"""The operators of the Triton path: schemas, the launchers as implementations, and fakes for tracing.
 
 Lists hold one contiguous tensor a level; `weights` may be empty. See ghm_triton.kernels.launch for shapes and dtypes.
-Triton is imported when a kernel first runs. The CPU implementation serves Triton's interpreter.
+The CPU implementation serves Triton's interpreter.
 """
 
 import torch
 
+from .backend import kernels
+
 _POPULATION = "Tensor[] inputs, Tensor[] targets, Tensor[] weights"
-_FORWARD = "float momentum, float loss_weight, bool mmdet, bool mean, bool update"
+_OPTIONS = "float momentum, float loss_weight, bool mmdet, bool mean, bool update"
 _SCHEMAS = [
-    f"ghmc_forward({_POPULATION}, Tensor(a!)? running_counts, int bins, {_FORWARD}) -> (Tensor, Tensor)",
+    f"ghmc_forward({_POPULATION}, Tensor(a!)? running_counts, int bins, {_OPTIONS}) -> (Tensor, Tensor)",
     f"ghmc_backward(Tensor[] grads, {_POPULATION}, Tensor coefficients, int bins) -> Tensor[]",
     f"ghmc_weigh({_POPULATION}, Tensor coefficients, int bins) -> Tensor[]",
-    f"ghmr_forward({_POPULATION}, Tensor(a!)? running_counts, float mu, int bins, {_FORWARD}) -> (Tensor, Tensor)",
+    f"ghmr_forward({_POPULATION}, Tensor(a!)? running_counts, float mu, int bins, {_OPTIONS}) -> (Tensor, Tensor)",
     f"ghmr_backward(Tensor[] grads, {_POPULATION}, Tensor coefficients, float mu, int bins) -> Tensor[]",
     f"ghmr_weigh({_POPULATION}, Tensor coefficients, float mu, int bins) -> Tensor[]",
 ]
@@ -25,65 +27,6 @@ def _slots(bins: int) -> int:
 
 def _fake_forward(inputs, bins):
     return inputs[0].new_empty((), dtype=torch.float32), inputs[0].new_empty(_slots(bins), dtype=torch.float32)
-
-
-def _ghmc_forward(inputs, targets, weights, running_counts, bins, momentum, loss_weight, mmdet, mean, update):
-    from .kernels import launch_ghmc_forward
-
-    return launch_ghmc_forward(
-        inputs,
-        targets,
-        weights,
-        running_counts,
-        bins=bins,
-        momentum=momentum,
-        loss_weight=loss_weight,
-        mmdet=mmdet,
-        mean=mean,
-        update=update,
-    )
-
-
-def _ghmc_backward(grads, inputs, targets, weights, coefficients, bins):
-    from .kernels import launch_ghmc_backward
-
-    return launch_ghmc_backward(grads, inputs, targets, weights, coefficients, bins=bins)
-
-
-def _ghmc_weigh(inputs, targets, weights, coefficients, bins):
-    from .kernels import launch_ghmc_weigh
-
-    return launch_ghmc_weigh(inputs, targets, weights, coefficients, bins=bins)
-
-
-def _ghmr_forward(inputs, targets, weights, running_counts, mu, bins, momentum, loss_weight, mmdet, mean, update):
-    from .kernels import launch_ghmr_forward
-
-    return launch_ghmr_forward(
-        inputs,
-        targets,
-        weights,
-        running_counts,
-        mu=mu,
-        bins=bins,
-        momentum=momentum,
-        loss_weight=loss_weight,
-        mmdet=mmdet,
-        mean=mean,
-        update=update,
-    )
-
-
-def _ghmr_backward(grads, inputs, targets, weights, coefficients, mu, bins):
-    from .kernels import launch_ghmr_backward
-
-    return launch_ghmr_backward(grads, inputs, targets, weights, coefficients, mu=mu, bins=bins)
-
-
-def _ghmr_weigh(inputs, targets, weights, coefficients, mu, bins):
-    from .kernels import launch_ghmr_weigh
-
-    return launch_ghmr_weigh(inputs, targets, weights, coefficients, mu=mu, bins=bins)
 
 
 def _fake_like_inputs(dtype=None):
@@ -102,6 +45,6 @@ _FAKES = {
 for _schema in _SCHEMAS:
     _name = _schema.split("(")[0]
     _library.define(_schema)
-    for _key in ("CPU", "CUDA", "XPU"):
-        _library.impl(_name, globals()[f"_{_name}"], _key)
+    for _key in ("CPU", "CUDA", "XPU") if kernels is not None else ():
+        _library.impl(_name, getattr(kernels, f"launch_{_name}"), _key)
     torch.library.register_fake(f"ghm_triton::{_name}", _FAKES[_name], lib=_library)

@@ -1,7 +1,6 @@
 """Triton kernels of GHM-C and GHM-R, and the functions that launch them. Nothing here checks arguments."""
 
 from .launch import (
-    MAX_BINS,
     launch_ghmc_backward,
     launch_ghmc_forward,
     launch_ghmc_weigh,
@@ -11,7 +10,6 @@ from .launch import (
 )
 
 __all__ = [
-    "MAX_BINS",
     "launch_ghmc_backward",
     "launch_ghmc_forward",
     "launch_ghmc_weigh",

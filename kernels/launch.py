@@ -1,6 +1,6 @@
-"""Launchers: grids, block sizes and buffers for the kernels. Arguments are taken as checked (see ghm_triton.functional).
+"""Launchers: grids, block sizes and buffers for the kernels; the operators of ghm_triton.ops are these functions.
 
-Shared by all: `inputs`, `targets`, `weights` are lists of contiguous tensors, one a level; `weights` may be empty.
+Shared by all: `inputs`, `targets`, `weights` are lists of contiguous tensors, one a level; `weights` may be empty. Arguments are taken as checked.
 A target with one dimension less than its input holds class indices, a weight with one less a number an anchor.
 """
 
@@ -16,14 +16,14 @@ from .ghmc import _ghmc_accumulate_kernel, _ghmc_gradient_kernel, _ghmc_weigh_ke
 from .ghmr import _ghmr_accumulate_kernel, _ghmr_gradient_kernel, _ghmr_weigh_kernel
 from .harmonize import _fold_kernel, _harmonize_kernel
 
-ACCUMULATE_BLOCK = 256  # one warp a program: a tile leaves the fast path by itself, and nothing waits at a barrier
+LANES = 64 if torch.version.hip else 32
+ACCUMULATE_BLOCK = 8 * LANES  # of one warp: a tile leaves the fast path by itself, and nothing waits at a barrier
 ACCUMULATE_WARPS = 1
 ELEMENTWISE_BLOCK = 2048
 ELEMENTWISE_WARPS = 4
-PROGRAMS_PER_SM = 24
+PROGRAMS_PER_SM = 20  # of 32 threads and up to 96 registers: all are resident at once
 FLUSH = 16  # tiles added in plain fp32 before the compensated sum takes them
 FOLD_TILE = 2048  # rows * slots that one program adds at once
-MAX_BINS = 510  # a row has to fit the registers of a warp
 
 
 @functools.lru_cache(maxsize=None)
@@ -133,7 +133,7 @@ def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, u
 
 
 def launch_ghmc_forward(
-    inputs, targets, weights, running_counts, *, bins, momentum, loss_weight, mmdet, mean, update
+    inputs, targets, weights, running_counts, bins, momentum, loss_weight, mmdet, mean, update
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(loss [], coefficients [slots]), fp32; `running_counts` (or None) is updated in place if `update`."""
     with _on(inputs[0].device):
@@ -155,7 +155,7 @@ def launch_ghmc_forward(
         return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, False)
 
 
-def launch_ghmc_backward(grads, inputs, targets, weights, coefficients, *, bins) -> list[torch.Tensor]:
+def launch_ghmc_backward(grads, inputs, targets, weights, coefficients, bins) -> list[torch.Tensor]:
     """Gradients of the inputs, in their dtypes; `grads` holds one number [], or a tensor like the input a level."""
     outputs = [torch.empty_like(input) for input in inputs]
     by_element = len(grads) == len(inputs) and grads[0].shape == inputs[0].shape
@@ -177,7 +177,7 @@ def launch_ghmc_backward(grads, inputs, targets, weights, coefficients, *, bins)
     return outputs
 
 
-def launch_ghmc_weigh(inputs, targets, weights, coefficients, *, bins) -> list[torch.Tensor]:
+def launch_ghmc_weigh(inputs, targets, weights, coefficients, bins) -> list[torch.Tensor]:
     """The losses of the elements, fp32, in the shapes of the inputs."""
     outputs = [torch.empty_like(input, dtype=torch.float32) for input in inputs]
     with _on(inputs[0].device):
@@ -197,7 +197,7 @@ def launch_ghmc_weigh(inputs, targets, weights, coefficients, *, bins) -> list[t
 
 
 def launch_ghmr_forward(
-    inputs, targets, weights, running_counts, *, mu, bins, momentum, loss_weight, mmdet, mean, update
+    inputs, targets, weights, running_counts, mu, bins, momentum, loss_weight, mmdet, mean, update
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As launch_ghmc_forward; "mmdet" takes the sum of the weights for the number of elements."""
     sum_weights = mmdet and bool(weights)
@@ -219,7 +219,7 @@ def launch_ghmr_forward(
         return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights)
 
 
-def launch_ghmr_backward(grads, inputs, targets, weights, coefficients, *, mu, bins) -> list[torch.Tensor]:
+def launch_ghmr_backward(grads, inputs, targets, weights, coefficients, mu, bins) -> list[torch.Tensor]:
     """As launch_ghmc_backward; the gradients of the targets are the negatives of these."""
     outputs = [torch.empty_like(input) for input in inputs]
     by_element = len(grads) == len(inputs) and grads[0].shape == inputs[0].shape
@@ -241,7 +241,7 @@ def launch_ghmr_backward(grads, inputs, targets, weights, coefficients, *, mu, b
     return outputs
 
 
-def launch_ghmr_weigh(inputs, targets, weights, coefficients, *, mu, bins) -> list[torch.Tensor]:
+def launch_ghmr_weigh(inputs, targets, weights, coefficients, mu, bins) -> list[torch.Tensor]:
     """As launch_ghmc_weigh."""
     outputs = [torch.empty_like(input, dtype=torch.float32) for input in inputs]
     with _on(inputs[0].device):
