@@ -12,6 +12,8 @@ level there is one more, for g = 1, which floor(g * bins) puts behind the last r
 Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -23,9 +25,10 @@ ACCURATE = 0.98  # up to this g the loss -log(1 - g) of fp32 g is good to 4e-7
 
 
 class _Level:
-    def __init__(self, input: torch.Tensor, weight: torch.Tensor | None, bins: int):
+    def __init__(self, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, bins: int):
         self.shape = input.shape
-        self.columns = input.shape[-1] if input.dim() else 1
+        by_anchor = target.dim() < input.dim() or (weight is not None and weight.dim() < input.dim())
+        self.columns = input.shape[-1] if by_anchor else 1
         self.input = input.reshape(-1, self.columns)
         self.weight = None
         if weight is not None:
@@ -37,7 +40,8 @@ class _Level:
 
     def _chunks(self):
         """Slices of the rows; but for the last, their elements are multiples of BLOCK."""
-        rows = max(BLOCK, CHUNK // self.columns // BLOCK * BLOCK)
+        step = BLOCK // math.gcd(BLOCK, self.columns)
+        rows = max(step, CHUNK // self.columns // step * step)
         return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
 
     def _new(self):
@@ -76,7 +80,7 @@ class _ElementLevel(_Level):
     """Element by element. Subclasses define _terms(rows), which gives (gradient norm, loss, residual)."""
 
     def __init__(self, input, target, weight, bins):
-        super().__init__(input, weight, bins)
+        super().__init__(input, target, weight, bins)
         self.target = target.reshape(-1, self.columns)
 
     def _slots_of(self, rows, norm):
@@ -148,7 +152,7 @@ class ClassIndexLevel(_Level):
     """
 
     def __init__(self, input, target, weight, bins):
-        super().__init__(input, weight, bins)
+        super().__init__(input, target, weight, bins)
         label = target.reshape(-1)
         row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
         positive = row * self.columns + label[row].long()

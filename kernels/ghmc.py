@@ -75,8 +75,11 @@ def _ghmc_accumulate_kernel(
                     easy_loss += log1p_unit(exp_nonpositive(x))
                 easy_count += BLOCK
             else:
-                weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
-                target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+                target = tl.zeros([BLOCK], tl.float32)
+                weight = target + 1.0
+                if not plain:
+                    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+                    target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
                 loss, residual = cross_entropy_terms(x, target)
                 region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
                 easy_loss += tl.where(region == 0, loss, 0.0)

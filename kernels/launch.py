@@ -49,11 +49,17 @@ def _on(device: torch.device):
     return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else contextlib.nullcontext()
 
 
+def _columns(input, target, weight) -> int:
+    """Elements an anchor; 1 where nothing is given by anchor, lest a vector of each new length be compiled for."""
+    by_anchor = target.dim() < input.dim() or (weight is not None and weight.dim() < input.dim())
+    return input.shape[-1] if by_anchor else 1
+
+
 def _specialisation(input, target, weight, bins, block) -> dict:
     """The constants that a kernel of either loss is compiled for."""
     by_anchor = weight is not None and weight.dim() < input.dim()
     return dict(
-        COLUMNS=input.shape[-1] if input.dim() else 1,
+        COLUMNS=_columns(input, target, weight),
         BINS=bins,
         AT_EDGES=floor_misses_edges(bins),
         ANCHOR_WEIGHT=by_anchor,
@@ -67,9 +73,9 @@ def _class_index(input, target) -> dict:
     return dict(CLASS_INDEX=target.dim() < input.dim())
 
 
-def _anchors(input, block) -> dict:
+def _anchors(input, target, weight, block) -> dict:
     """A power of two, at least the number of anchors that a tile of `block` elements can touch."""
-    columns = input.shape[-1] if input.dim() else 1
+    columns = _columns(input, target, weight)
     return dict(ANCHORS=triton.next_power_of_2((block - 1) // columns + (1 if block % columns == 0 else 2)))
 
 
@@ -149,7 +155,7 @@ def launch_ghmc_forward(
                 SLOTS=rows.slots,
                 FLUSH=FLUSH,
                 **_class_index(input, target),
-                **_anchors(input, ACCUMULATE_BLOCK),
+                **_anchors(input, target, weight, ACCUMULATE_BLOCK),
                 **_specialisation(input, target, weight, bins, ACCUMULATE_BLOCK),
             )
         return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, False)
@@ -171,7 +177,7 @@ def launch_ghmc_backward(grads, inputs, targets, weights, coefficients, bins) ->
                 input.numel(),
                 ELEMENT_GRAD=by_element,
                 **_class_index(input, target),
-                **_anchors(input, ELEMENTWISE_BLOCK),
+                **_anchors(input, target, weight, ELEMENTWISE_BLOCK),
                 **_specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK),
             )
     return outputs
