@@ -28,7 +28,7 @@ class _Level:
     def __init__(self, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, bins: int):
         self.shape = input.shape
         by_anchor = target.dim() < input.dim() or (weight is not None and weight.dim() < input.dim())
-        self.columns = input.shape[-1] if by_anchor else 1
+        self.columns = input.shape[-1] if by_anchor and input.numel() else 1
         self.input = input.reshape(-1, self.columns)
         self.weight = None
         if weight is not None:
@@ -153,7 +153,7 @@ class ClassIndexLevel(_Level):
 
     def __init__(self, input, target, weight, bins):
         super().__init__(input, target, weight, bins)
-        label = target.reshape(-1)
+        label = target.reshape(-1)[: len(self.input)]  # none where there are no classes
         row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
         positive = row * self.columns + label[row].long()
         if self.weight is not None:
