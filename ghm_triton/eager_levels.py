@@ -35,7 +35,7 @@ class _Level:
             self.weight = weight.reshape(-1, self.columns if weight.dim() == input.dim() else 1)
         self.bins = bins
         self.dtype = compute_dtype(input.dtype)
-        self.edges = region_edges(bins).to(input.device, self.dtype)
+        self.edges = region_edges(bins, input.device).to(self.dtype)
         self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(bins)
 
     def _chunks(self):

@@ -23,7 +23,7 @@ class _DropIn(Fp32Buffers):
         self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
         self.register_buffer("edges", region_edges(bins))  # of the checkpoint format; the last one is open
         if momentum > 0:
-            self.register_buffer("acc_sum", torch.zeros(bins))
+            self.register_buffer("acc_sum", torch.zeros(bins, dtype=torch.float32))
 
     def _compute(self, pred, target, label_weight, reduction_override, mu):
         if reduction_override is not None:
