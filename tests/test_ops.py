@@ -1,0 +1,83 @@
+"""The operators as PyTorch sees them: schemas, fakes and dispatch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ghm_triton  # noqa: F401  (registers the operators)
+from ghm_triton.backend import interpreting, kernels
+
+needs_kernels = pytest.mark.skipif(
+    kernels is None or not (torch.cuda.is_available() or interpreting()), reason="needs a GPU or Triton's interpreter"
+)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def arguments(name):
+    """A small valid call of an operator, with state where it takes one."""
+    x = torch.randn(10, 4, device=DEVICE)
+    target = torch.randint(-1, 4, (10,), device=DEVICE) if name.startswith("ghmc") else x * 0.9
+    weight = torch.ones(10, device=DEVICE)
+    coefficients = torch.rand(16, device=DEVICE)
+    scalars = [10] if name.startswith("ghmc") else [0.02, 10]
+    if name.endswith("forward"):
+        return [x], [target], [weight], torch.zeros(11, device=DEVICE), *scalars, 0.5, 1.0, False, True, True
+    grads = [[torch.ones((), device=DEVICE)]] if name.endswith("backward") else []
+    return *grads, [x], [target], [weight], coefficients, *scalars
+
+
+@needs_kernels
+@pytest.mark.parametrize("step", ["forward", "backward", "weigh"])
+@pytest.mark.parametrize("loss", ["ghmc", "ghmr"])
+def test_opcheck(loss, step):
+    """A schema that hides a mutation, or a fake with other shapes than the kernel's, breaks torch.compile."""
+    name = f"{loss}_{step}"
+    torch.library.opcheck(getattr(torch.ops.ghm_triton, name).default, arguments(name))
+
+
+@needs_kernels
+def test_coefficients_have_the_size_that_the_fake_says():
+    """The fake derives the number of slots by itself: it must be the launcher's."""
+    from ghm_triton.ops import _slots
+
+    for bins in (1, 2, 3, 10, 14, 15, 30, 31, 62, 63, 100):
+        x, target = torch.randn(3, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
+        _, coefficients = torch.ops.ghm_triton.ghmc_forward(
+            [x], [target], [], None, bins, 0.0, 1.0, False, True, True
+        )
+        assert len(coefficients) == _slots(bins) >= bins + 2
+
+
+def test_package_works_without_triton():
+    """Triton exists for Linux only: without it the package imports and runs eagerly, and says so when asked for it."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, ghm_triton
+x = torch.randn(5, 3, requires_grad=True)
+ghm_triton.ghmc_loss(x, torch.zeros(5, dtype=torch.int64)).backward()
+assert x.grad.abs().sum() > 0
+try:
+    ghm_triton.ghmc_loss(x, torch.zeros(5, dtype=torch.int64), backend="triton")
+except RuntimeError as error:
+    assert "triton" in str(error) and "not installed" in str(error)
+else:
+    raise AssertionError("backend='triton' ran without Triton")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_triton_by_name_on_cpu_needs_the_interpreter():
+    """Asked for by name, the kernels never fall back silently."""
+    code = """
+import torch, ghm_triton
+try:
+    ghm_triton.ghmc_loss(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), backend="triton")
+except RuntimeError as error:
+    assert "backend" in str(error) and "TRITON_INTERPRET" in str(error)
+else:
+    raise AssertionError("backend='triton' ran on CPU tensors")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"TRITON_INTERPRET": "0", "PATH": ""})
