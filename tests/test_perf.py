@@ -1,0 +1,256 @@
+"""The sweep's own tests: a timing report is worth what its checks are."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pandas")
+pytest.importorskip("tqdm")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # perf is no part of the installed package
+
+import pandas as pd
+
+from perf.cases import RETINANET_NAME, Case, make_data, plan_cases
+from perf.implementations import Implementation, find_implementations
+from perf.meters import COPY_BYTES, CpuMeter
+from perf.reference import Reference
+from perf.report import compare, document, load, markdown, plot
+from perf.runs import MODES, LossRun
+from perf.sweep import Effort, plan_groups, sweep
+from perf.table import COLUMNS, KEY, Table
+
+CPU = torch.device("cpu")
+EFFORT = Effort(0.01, (3, 10))
+CASES = [Case("ghmc", 40, 80), Case("ghmr", 50, 4, bins=10, target="dense")]
+OURS = {one.name: one for one in find_implementations(CPU)}
+
+
+@pytest.fixture(scope="module")
+def meter():
+    """With one thread, as several would wait for each other where the machine is busy, and with a small copy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(COPY_BYTES, "cpu", 1 << 20)
+        yield CpuMeter()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "sweep.csv"
+
+
+def run(path, meter, cases=CASES, implementations=tuple(OURS.values())) -> pd.DataFrame:
+    sweep(cases, implementations, Table(path), meter, EFFORT)
+    return pd.read_csv(path)
+
+
+def planted(name: str, call, formula: str = "bce") -> Implementation:
+    return Implementation(name, ("ghmc",), formula, call, takes_one_hot=True)
+
+
+def bce(case, data):
+    return OURS["bce"].call(case, data)
+
+
+def test_schema(path, meter):
+    """Every row has its columns, and every right implementation its time, in every mode."""
+    rows = run(path, meter)
+    assert list(rows.columns) == COLUMNS
+    assert not rows.duplicated(KEY).any()
+    assert (rows["status"] == "ok").all(), rows[["implementation", "mode", "detail"]]
+    assert set(rows["mode"]) == set(MODES)
+    assert {"eager", "region_loop", "bce", "smooth_l1"} <= set(rows["implementation"])
+    assert (rows["p20_ms"] > 0).all() and (rows["p20_ms"] <= rows["p50_ms"]).all()
+    assert (rows["p50_ms"] <= rows["p80_ms"]).all() and (rows["repetitions"] >= 3).all()
+    assert (rows.loc[rows["implementation"] == "bce", "ratio_to_bce"] == 1).all()
+    assert rows["gb_per_s"].to_numpy() == pytest.approx((rows["min_bytes"] / rows["p50_ms"] / 1e6).to_numpy(), rel=1e-4)
+    assert rows["copy_percent"].to_numpy() == pytest.approx(
+        (100 * rows["gb_per_s"] / rows["copy_gb_per_s"]).to_numpy(), rel=1e-4
+    )
+    gradients = rows["mode"].isin(["backward", "forward_backward"])
+    assert (rows["gradient_error"].notna() == gradients).all()
+    assert (rows["loss_error"].notna() == (rows["mode"] != "backward")).all()
+    assert rows[["device", "torch", "ghm_triton", "measured_at"]].notna().all().all()
+
+
+def test_least_bytes():
+    """3,200 fp32 logits and 40 int64 labels in, 3,200 fp32 gradients out; the one-hot has 3,200 more numbers."""
+    case = CASES[0]
+    assert OURS["eager"].least_bytes(case, "forward") == 12800 + 320
+    assert OURS["eager"].least_bytes(case, "forward_backward") == 2 * (12800 + 320) + 12800
+    assert OURS["bce"].least_bytes(case, "backward") == 3 * 12800
+
+
+def test_interrupted_sweep_goes_on(path, meter):
+    """Ctrl-C keeps what is there, a torn row is made again, and nothing is measured or written twice."""
+    calls = []
+
+    def count(case, data, stop=None):
+        calls.append(stop)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return bce(case, data)
+
+    def interrupted(case, data):
+        return count(case, data, stop=20)
+
+    cases = [Case("ghmc", 10, 80), Case("ghmc", 20, 80)]
+    with pytest.raises(KeyboardInterrupt):
+        run(path, meter, cases, [OURS["bce"], planted("planted", interrupted)])
+    first = path.read_bytes()
+    kept = first.count(b"\n") - 1
+    assert 0 < kept < 16
+    path.write_bytes(first + b"ghmc,planted,forw")
+    resumed = [OURS["bce"], planted("planted", count)]
+    rows = run(path, meter, cases, resumed)
+    assert path.read_bytes().startswith(first)
+    assert len(rows) == 2 * len(MODES) * 2 and not rows.duplicated(KEY).any()
+    calls.clear()
+    assert len(run(path, meter, cases, resumed)) == len(rows) and not calls
+
+
+def test_foreign_file_is_left_alone(path):
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="columns"):
+        Table(path)
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+class _WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 1.01
+
+
+def test_wrong_implementation_gets_no_time(path, meter):
+    """Each planted mistake is reported in the modes that it shows in, and only there."""
+    mistakes = {
+        "loss": (lambda case, data: bce(case, data) * 1.01, "bce", set(MODES)),
+        "nan_loss": (lambda case, data: bce(case, data) + torch.nan, "bce", set(MODES) - {"backward"}),
+        "gradient": (lambda case, data: _WrongGradient.apply(bce(case, data)), "bce", {"backward", "forward_backward"}),
+        "no_grad": (lambda case, data: bce(case, data) * torch.is_grad_enabled(), "bce", {"forward_no_grad"}),
+        "no_weights": (bce, "ghm_paper", set(MODES)),
+        "divisor": (OURS["region_loop"].call, "ghm_paper", set(MODES)),  # divides by the regions that have elements
+    }
+    rows = run(path, meter, CASES[:1], [OURS["bce"]] + [planted(name, *of[:2]) for name, of in mistakes.items()])
+    for row in rows.itertuples():
+        wrong = row.implementation in mistakes and row.mode in mistakes[row.implementation][2]
+        assert row.status == ("wrong" if wrong else "ok"), (row.implementation, row.mode)
+        assert pd.isna(row.p50_ms) == pd.isna(row.ratio_to_bce) == pd.isna(row.gb_per_s) == wrong
+
+
+def test_wrong_easy_gradients_are_seen():
+    """Easy elements' gradients are tiny beside those of the few hard ones; an error in them alone must count."""
+    case = Case("ghmc", 400, 80)
+    data = make_data(case, CPU)
+    reference = Reference(case, data)
+    assert reference.counts[0] > 0.9 * case.elements
+    OURS["eager"].call(case, data).backward()
+    gradient = data.input.grad
+    assert reference.gradient_error("ghm_paper", gradient) < 1e-6
+    easy = (data.input.detach() < -4) & (data.one_hot == 0)
+    error = reference.gradient_error("ghm_paper", torch.where(easy, gradient * 1.01, gradient))
+    assert 0.001 < error < 0.01 and not reference.accepts(error)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_gradients_are_checked(dtype):
+    """fp16 gradients of a mean come out as 0 unless scaled, and 0 is close to anything."""
+    case = Case("ghmc", 400, 80, dtype=dtype, distribution="uniform")
+    data = make_data(case, CPU)
+    reference = Reference(case, data)
+    gradient = LossRun(OURS["eager"], case, data, "backward").check().gradient
+    assert reference.accepts(reference.gradient_error("ghm_paper", gradient))
+    assert not reference.accepts(reference.gradient_error("ghm_paper", gradient * 1.05))
+
+
+def test_slow_implementation_shows_in_the_ratio(path, meter):
+    """Twenty extra forwards; the backward, timed alone, is as fast as ever."""
+
+    def slow(case, data):
+        with torch.no_grad():
+            for _ in range(20):
+                bce(case, data)
+        return bce(case, data)
+
+    rows = run(path, meter, CASES[:1], [OURS["bce"], planted("planted", slow)])
+    ratio = rows[rows["implementation"] == "planted"].set_index("mode")["ratio_to_bce"]
+    assert ratio["forward"] > 5 and ratio["forward_no_grad"] > 5 and ratio["forward_backward"] > 2
+    assert ratio["backward"] < 2
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [(torch.OutOfMemoryError("no memory"), "out of memory"), (RuntimeError("broken\nkernel"), "error")],
+    ids=["memory", "other"],
+)
+def test_failure_stays_in_its_row(path, meter, error, status):
+    def failing(case, data):
+        raise error
+
+    rows = run(path, meter, CASES[:1], [planted("planted", failing), OURS["bce"]]).set_index("implementation")
+    assert (rows.loc["planted", "status"] == status).all() and rows.loc["planted", "p50_ms"].isna().all()
+    assert rows.loc["planted", "detail"].str.startswith(type(error).__name__).all()
+    assert (rows.loc["bce", "status"] == "ok").all()
+
+
+def test_case_too_large_is_not_tried(path, meter):
+    rows = run(path, meter, [Case("ghmc", 10**12, 80)], [OURS["bce"]])
+    assert (rows["status"] == "out of memory").all() and len(rows) == len(MODES)
+
+
+def test_peak_memory(meter):
+    """A planted allocation of 10 MB, given back before the end, is in the peak."""
+
+    def hungry(case, data):
+        torch.ones(2_500_000).sum()
+        return bce(case, data)
+
+    case = CASES[0]
+    data = make_data(case, CPU)
+    plain, more = (meter.peak_bytes(LossRun(planted("x", call), case, data, "forward")) for call in (bce, hungry))
+    assert plain < 100_000 and 10_000_000 <= more < 10_100_000
+
+
+def test_plan():
+    """The named size is in the full plan; --quick on a CPU stays small."""
+    full, quick = (plan_cases(quick=quick, device=CPU) for quick in (False, True))
+    assert {case.loss for case in full if case.size == RETINANET_NAME} == {"ghmc", "ghmr"}
+    assert max(case.elements for case in full) == 2 * 201_600 * 80
+    assert max(case.elements for case in quick) <= 10**6
+    assert len(set(full)) == len(full)
+
+
+def test_graph_plan():
+    """A CUDA graph holds neither what waits for the host nor a backward without its forward."""
+    groups = plan_groups(CASES[:1], tuple(OURS.values()), ("events", "graph"))
+    graphs = {mode: {one.name for one in able} for _, mode, timer, able in groups if timer == "graph"}
+    assert set(graphs) == set(MODES) - {"backward"}
+    assert all("bce" in names and not names & {"eager", "region_loop"} for names in graphs.values())
+    assert sum(timer == "events" for _, _, timer, _ in groups) == len(MODES)
+
+
+def test_report(path, meter, tmp_path):
+    pytest.importorskip("matplotlib")
+    run(path, meter, CASES[:1])
+    later = tmp_path / "later.csv"
+    text = pd.read_csv(path)
+    for column in ("p20_ms", "p50_ms", "p80_ms"):
+        text.loc[text["implementation"] == "eager", column] *= 100
+    text.loc[0, ["status", "p50_ms", "ratio_to_bce"]] = ["wrong", None, None]
+    text.to_csv(later, index=False)
+    rows = load([path, later])
+    images = plot(rows, tmp_path)
+    assert len(images) == 4 and all(image.stat().st_size > 1000 for image in images)
+    page = document(rows, images)
+    assert "wrong" in page and "(1.00x)" in markdown(rows) and images[0].name in page
+    marks = [line for line in compare(rows, "sweep", "later").splitlines() if "worse" in line]
+    assert len(marks) == 1 and all("eager" in line and "100.00" in line for line in marks)
