@@ -235,7 +235,7 @@ class ClassIndexLevel(_Level):
         torch.neg(norm, out=output).log1p_().neg_()
         if len(extreme):
             if len(x) < len(norm):
-                x = F.pad(x, (0, len(norm) - len(x)))
+                x = F.pad(x, (0, len(norm) - len(x)), value=-torch.inf)
             exact = F.softplus(_blocks(x.view(-1, BLOCK), extreme).to(self.dtype))
             if self.weight is not None:
                 exact.masked_fill_(_blocks(norm.view(-1, BLOCK), extreme) == 0, 0.0)
