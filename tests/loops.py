@@ -1,0 +1,162 @@
+"""A second reference: the losses as their users write them, a loop over regions that masks the whole input.
+
+float64 with autograd, apart from the gradient norm, which decides the region in float32 (float64 for float64 inputs) by
+comparison with the float32 edges i / bins. Slow, direct, and sharing nothing with the package or with oracle.py.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import ghm_triton
+
+# Against float64 with the same regions, relative: what the README states for float32.
+LOSS = 1e-6
+GRADIENT = 2e-6
+# A 16-bit number has 11 (float16) or 8 (bfloat16) significant bits: rounding to nearest errs by at most half a step,
+# 2^-11 or 2^-8 of the number, and below the normal range by half the smallest step.
+ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+SMALLEST = {torch.float32: 1e-38, torch.float64: 1e-38, torch.float16: 2**-25, torch.bfloat16: 1e-38}
+SIGMOID = 4 * 2**-24  # error of p - t where it cancels, as it does for soft targets: a few units of p and of t
+
+
+def expand(target, columns):
+    """Class indices to 0 and 1, the way dense heads do it."""
+    dense = torch.zeros(*target.shape, columns)
+    for position in (target >= 0).nonzero():
+        label = int(target[tuple(position)])
+        if label < columns:
+            dense[(*position.tolist(), label)] = 1.0
+    return dense
+
+
+def by_element(weight, x):
+    """Whether an element counts, and how much: both in the shape of x."""
+    if weight is None:
+        return torch.ones(x.shape, dtype=torch.bool), None
+    full = weight if weight.shape == x.shape else weight.unsqueeze(-1).expand(x.shape)
+    return full > 0, full.double()
+
+
+class Loop:
+    """kind "c" (logits) or "r" (box deltas). Keeps the moving average as one Python number a region."""
+
+    def __init__(self, kind, bins, *, momentum=0.0, variant="paper", mu=0.02, dtype=torch.float32):
+        self.kind, self.bins, self.momentum, self.variant, self.mu = kind, bins, momentum, variant, mu
+        self.dtype = dtype  # in which the norm is compared with the edges
+        self.edges = [torch.tensor(float(i)) / bins for i in range(bins)]
+        self.average, self.steps = [0.0] * bins, 0
+
+    def norm(self, x, t):
+        if self.kind == "c":
+            return (torch.sigmoid(x) - t).abs()
+        return ((x - t) / ((x - t) ** 2 + self.mu**2).sqrt()).abs()
+
+    def element_loss(self, x, t):
+        if self.kind == "c":
+            return t * F.softplus(-x) + (1 - t) * F.softplus(x)  # PyTorch's own derivative is p - t, which cancels
+        d = x - t
+        return d * d / ((d * d + self.mu**2).sqrt() + self.mu)  # sqrt(d^2 + mu^2) - mu without its cancellation
+
+    def __call__(self, inputs, targets, weights=None, *, reduction="mean"):
+        """The loss of lists of levels (float64; concatenated and flat for "none"), differentiable in `inputs`."""
+        norms, losses, valids, shares = [], [], [], []
+        for level, (x, t) in enumerate(zip(inputs, targets)):
+            t = expand(t, x.shape[-1]) if t.dim() < x.dim() else t
+            valid, share = by_element(weights[level] if weights else None, x)
+            norm = self.norm(x.detach().to(self.dtype), t.to(self.dtype))
+            norms.append(torch.where(valid, norm, 0).flatten())
+            x, t = torch.where(valid, x.double(), 0.0), torch.where(valid, t.double(), 0.0)
+            losses.append(self.element_loss(x, t).flatten())
+            valids.append(valid.flatten())
+            shares.append(valid.double().flatten() if share is None else share.flatten())
+        norm, loss, valid, share = map(torch.cat, (norms, losses, valids, shares))
+        total = max(share.sum().item() if (self.kind, self.variant) == ("r", "mmdet") else valid.sum().item(), 1.0)
+        weight, regions = torch.zeros_like(loss), 0
+        if valid.any():
+            self.steps += 1
+        for i in range(self.bins):
+            inside = (norm >= self.edges[i]) & valid
+            if i + 1 < self.bins:
+                inside &= norm < self.edges[i + 1]
+            number = inside.sum().item()
+            if self.momentum > 0 and valid.any() and (number or self.variant == "paper"):
+                self.average[i] = self.momentum * self.average[i] + (1 - self.momentum) * number
+            if number:
+                regions += 1
+                density = self.average[i] if self.momentum > 0 else number
+                if self.momentum > 0 and self.variant == "paper":
+                    density /= 1 - self.momentum**self.steps
+                weight[inside] = total / density
+        weighed = loss * weight / (self.bins if self.variant == "paper" else max(regions, 1))
+        if reduction == "none":
+            return weighed
+        epsilon = torch.finfo(torch.float32).eps if self.variant == "mmdet" else 0.0
+        return weighed.sum() / (total + epsilon) if reduction == "mean" else weighed.sum()
+
+
+def off_edges(x, t, loop, margin=2e-6):
+    """x with the elements moved whose gradient norm is within `margin` of an inner edge.
+
+    Sigmoids differ in their last bits between implementations; with these elements gone, all agree on the regions.
+    """
+    dense = expand(t, x.shape[-1]) if t.dim() < x.dim() else t
+    edges = torch.stack(loop.edges).double()[1:]
+    for _ in range(100):
+        norm = loop.norm(x.double(), dense.double())
+        near = ((norm.unsqueeze(-1) - edges).abs() < margin).any(-1)
+        if not near.any():
+            return x
+        x = torch.where(near, x.double() * 0.97 - 0.01, x.double()).to(x.dtype)
+    raise AssertionError("every value is at an edge")
+
+
+def assert_near(actual, expected, relative, absolute):
+    actual, expected = actual.detach().cpu().double(), expected.detach().double()
+    error = (actual - expected).abs()
+    bad = ~(error <= relative * expected.abs() + absolute)
+    assert not bad.any(), f"{int(bad.sum())} of {bad.numel()}: {actual[bad][:3]} instead of {expected[bad][:3]}"
+
+
+def assert_agrees(loop, inputs, targets, weights=None, *, backend, device="cpu", reduction="mean", state=None, soft=False):
+    """A call of the public function against one of the loop: type, value, gradient, state. Factors are not 1.
+
+    inputs and the others: a tensor each, or lists of levels. soft: whether targets of GHM-C are other than 0 and 1.
+    """
+    listed = isinstance(inputs, list)
+    lists = [[value] if isinstance(value, torch.Tensor) else value for value in (inputs, targets, weights)]
+    leaves = [x.detach().double().requires_grad_() for x in lists[0]]
+    narrow = [x.dtype for x in lists[0]]
+    expected = loop(leaves, lists[1], lists[2], reduction=reduction)
+    factor = torch.linspace(0.5, 3.0, expected.numel(), dtype=torch.float64).view(expected.shape).float().double()
+    scale = 1.0 if narrow[0] != torch.float16 else 64.0  # lest the gradients fall below float16's range
+    gradients = torch.autograd.grad(expected, leaves, factor * scale)
+
+    def move(values):
+        return None if values is None else [v.to(device) for v in values]
+
+    leaves = [x.detach().requires_grad_() for x in move(lists[0])]
+    arguments = [leaves, move(lists[1]), move(lists[2])]
+    if not listed:
+        arguments = [argument if argument is None else argument[0] for argument in arguments]
+    options = dict(bins=loop.bins, momentum=loop.momentum, variant=loop.variant, running_counts=state)
+    function = ghm_triton.ghmc_loss
+    if loop.kind == "r":
+        function, options["mu"] = ghm_triton.ghmr_loss, loop.mu
+    actual = function(*arguments, reduction=reduction, backend=backend, **options)
+    parts = list(actual) if isinstance(actual, tuple) else [actual]
+    assert all(part.dtype == loop.dtype for part in parts)
+    if reduction == "none":
+        assert [part.shape for part in parts] == [x.shape for x in lists[0]]
+    flat = torch.cat([part.flatten() for part in parts]) if reduction == "none" else actual
+    found = torch.autograd.grad(flat, leaves, (factor * scale).to(device, loop.dtype))
+    assert_near(flat, expected, GRADIENT if reduction == "none" else LOSS, 1e-38)
+    for x, ours, reference, dtype in zip(leaves, found, gradients, narrow):
+        assert ours.dtype == dtype and ours.shape == x.shape
+        absolute = SMALLEST[dtype]
+        if soft and ours.numel():
+            absolute += SIGMOID * float(reference.abs().max())
+        assert_near(ours, reference, GRADIENT + ROUNDING[dtype], absolute)
+    if state is not None:
+        average = [*loop.average, 1 - loop.momentum**loop.steps] if loop.variant == "paper" else loop.average
+        assert_near(state, torch.tensor(average, dtype=torch.float64), 1e-6, 1e-38)  # float32, rounded once a step
+    return actual
