@@ -5,6 +5,7 @@ import os
 import torch
 
 from .checks import check_choice
+from .interpreter import interpreting
 
 try:
     from . import kernels
@@ -16,14 +17,6 @@ except ImportError as error:  # without Triton everything runs eagerly
 BACKENDS = ("triton", "eager")
 VARIABLE = "GHM_TRITON_BACKEND"
 MAX_KERNEL_BINS = 510  # a row of counts has to fit the registers of a warp
-
-
-def interpreting() -> bool:
-    """Whether Triton's interpreter is active, which runs kernels on CPU tensors."""
-    import triton
-
-    knobs = getattr(triton, "knobs", None)  # Triton 3.4
-    return knobs.runtime.interpret if knobs is not None else os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def check_backend(backend: str | None) -> str | None:

@@ -7,6 +7,10 @@ per-anchor weights are read once for the anchors of a tile and only spread over 
 import triton
 import triton.language as tl
 
+from ..interpreter import interpreting
+
+INTERPRETED = tl.constexpr(interpreting())  # as the kernels below are decorated
+
 
 @triton.jit
 def anchor_of(start, lane, COLUMNS: tl.constexpr):
@@ -29,11 +33,21 @@ def load_tile(pointer, start, n, lane):
 
 @triton.jit
 def store_tile(pointer, start, n, lane, tile):
-    """Writes what of the tile lies before the end, in the pointer's type."""
+    """Writes what of the fp32 tile lies before the end, rounded to the pointer's type."""
+    if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
+        tile = _round_to_bfloat16(tile)
     if start + lane.shape[0] <= n:
         tl.store(pointer + start + lane, tile.to(pointer.dtype.element_ty))
     else:
         tl.store(pointer + start + lane, tile.to(pointer.dtype.element_ty), mask=start + lane < n)
+
+
+@triton.jit
+def _round_to_bfloat16(tile):
+    """The nearest bfloat16, ties to even, as an fp32: a cast rounds like this on a GPU, but the interpreter's cuts off."""
+    bits = tile.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return tl.where(tile == tile, rounded, tile)
 
 
 @triton.jit

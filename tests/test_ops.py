@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import ghm_triton  # noqa: F401  (registers the operators)
-from ghm_triton.backend import interpreting, kernels
+from ghm_triton.backend import kernels
+from ghm_triton.interpreter import interpreting
 
 needs_kernels = pytest.mark.skipif(
     kernels is None or not (torch.cuda.is_available() or interpreting()), reason="needs a GPU or Triton's interpreter"

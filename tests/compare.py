@@ -1,0 +1,92 @@
+"""What the value tests share: data, calls and tolerances."""
+
+import torch
+
+import ghm_triton
+from oracle import harmonize, one_hot, regions
+
+# Against float64 with the same regions: the goals that README and docstrings state.
+LOSS = 1e-6
+GRADIENT = 2e-6
+# A 16-bit result is the nearest number to one within GRADIENT of the reference: half a unit of its last place, and
+# below the normal range half of the smallest step.
+HALF = {torch.float16: (2**-11 + GRADIENT, 2**-25), torch.bfloat16: (2**-8 + GRADIENT, 2**-134)}
+
+
+def logits(*shape, seed=0, mean=-1.0, std=2.5):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std + mean
+
+
+def clear_of_edges(kind, x, t, bins, mu=0.02):
+    """x with elements moved whose float32 gradient norm is within 4 units of an edge: sigmoids differ in the last bit."""
+    lower = regions(kind, x, t, bins, mu)
+    for scale in (1 - 3e-6, 1 + 3e-6):
+        beside = regions(kind, t + (x - t) * scale if kind == "r" else x * scale, t, bins, mu) != lower
+        x = torch.where(beside, x * 1.001 + 0.001, x)
+    return x
+
+
+def evaluate(loss, x, *args, device="cpu", wrt_target=False, **options):
+    """(loss, gradients of the levels of x, ...) of a call; tensors are moved to the device and back."""
+
+    def move(value):
+        if isinstance(value, (list, tuple)):
+            return [move(v) for v in value]
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    state = options.get("running_counts")
+    options = {name: move(value) for name, value in options.items()}
+    leaves = move(x) if isinstance(x, (list, tuple)) else [move(x)]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    result = loss(leaves if isinstance(x, (list, tuple)) else leaves[0], *map(move, args), **options)
+    total = sum(r.sum() for r in result) if isinstance(result, tuple) else result.sum()
+    grads = torch.autograd.grad(total, leaves)
+    if state is not None:
+        state.copy_(options["running_counts"])
+    result = tuple(r.detach().cpu() for r in result) if isinstance(result, tuple) else result.detach().cpu()
+    return result, grads[0].cpu() if not isinstance(x, (list, tuple)) else [g.cpu() for g in grads]
+
+
+def assert_close(actual, expected, relative, absolute=0.0):
+    error = (actual.double() - expected.double()).abs()
+    bound = relative * expected.double().abs() + absolute
+    assert (error <= bound).all(), f"worst excess {(error - bound).max()} at {expected.flatten()[(error - bound).argmax()]}"
+
+
+def check_ghmc(x, target, weight=None, *, backend, device, bins=30, **options):
+    """Compares a call with the oracle: value and gradient."""
+    dense = one_hot(target, x.shape[-1]) if target.dim() < x.dim() else target
+    full = None
+    if weight is not None:
+        full = (weight.unsqueeze(-1) if weight.dim() < x.dim() else weight).expand_as(x)
+    expected_state = options.get("running_counts")
+    expected = harmonize(
+        "c", x, dense, full, bins=bins, state=expected_state,
+        **{name: value for name, value in options.items() if name != "running_counts"},
+    )
+    value, grad = evaluate(
+        ghm_triton.ghmc_loss, x, target, weight, bins=bins, backend=backend, device=device, **options
+    )
+    _check(value, grad, expected, x.dtype)
+    return expected[2]
+
+
+def check_ghmr(x, target, weight=None, *, backend, device, bins=10, **options):
+    full = None if weight is None else (weight.unsqueeze(-1) if weight.dim() < x.dim() else weight).expand_as(x)
+    expected = harmonize(
+        "r", x, target, full, bins=bins, state=options.get("running_counts"),
+        **{name: value for name, value in options.items() if name != "running_counts"},
+    )
+    value, grad = evaluate(
+        ghm_triton.ghmr_loss, x, target, weight, bins=bins, backend=backend, device=device, **options
+    )
+    _check(value, grad, expected, x.dtype)
+    return expected[2]
+
+
+def _check(value, grad, expected, dtype):
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert grad.dtype == dtype
+    relative, absolute = HALF.get(dtype, (GRADIENT, 1e-38))  # below 1e-38 float32 has no full precision
+    assert_close(value, expected[0], LOSS if value.dim() == 0 else GRADIENT, 1e-38)
+    assert_close(grad, expected[1], relative, absolute)

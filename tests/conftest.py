@@ -1,0 +1,49 @@
+"""Where there is no GPU, the kernels run in Triton's interpreter; unwritten outputs show as NaN everywhere."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported
+
+import pytest  # noqa: E402
+
+from ghm_triton.backend import kernels  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+POISON = {"empty": torch.empty, "empty_like": torch.empty_like}
+
+
+def pytest_configure(config):
+    torch.set_num_threads(2)
+
+
+def _poisoned(make):
+    def made(*args, **kwargs):
+        tensor = make(*args, **kwargs)
+        if tensor.is_floating_point():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(torch.iinfo(tensor.dtype).min) if tensor.dtype != torch.bool else tensor
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Memory that is not written holds what no test accepts."""
+    for name, make in POISON.items():
+        monkeypatch.setattr(torch, name, _poisoned(make))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(params=["eager", "triton"])
+def backend(request):
+    if request.param == "triton" and kernels is None:
+        pytest.skip("needs Triton")
+    return request.param
+
+
+@pytest.fixture
+def device():
+    return DEVICE

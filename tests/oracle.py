@@ -1,0 +1,66 @@
+"""An independent reference: the losses as the paper and mmdetection write them, in float64, one region after another.
+
+It takes regions from the gradient norm in float32 compared with the float32 edges i / M, everything else in float64.
+"""
+
+import torch
+
+
+def norms(kind, x, t, mu=0.02):
+    """(gradient norm, loss, derivative of the loss) of each element, float64. kind: "c" (x logits) or "r" (x deltas)."""
+    x, t = x.double(), t.double()
+    if kind == "c":
+        p, q = torch.sigmoid(x), torch.sigmoid(-x)
+        positive = torch.where(t == 0, 0.0, t * torch.nn.functional.softplus(-x))
+        negative = torch.where(t == 1, 0.0, (1 - t) * torch.nn.functional.softplus(x))
+        return (p - t).abs(), positive + negative, (1 - t) * p - t * q
+    d = x - t
+    root = torch.hypot(d, torch.full_like(d, mu))
+    return d.abs() / root, d * (d / (root + mu)), d / root
+
+
+def regions(kind, x, t, bins, mu=0.02):
+    """The region of each element: the last i with g >= i / bins, all in float32. NaN gives -1."""
+    x, t = x.float(), t.float()
+    g = (x.sigmoid() - t).abs() if kind == "c" else ((x - t) / ((x - t) ** 2 + mu * mu).sqrt()).abs()
+    edges = torch.arange(bins + 1).float() / bins
+    region = torch.full(g.shape, -1)
+    for i in range(bins):
+        region[g >= edges[i]] = i
+    return region
+
+
+def one_hot(labels, classes):
+    return (labels.unsqueeze(-1) == torch.arange(classes)).double()
+
+
+def harmonize(
+    kind, x, t, weight=None, *, bins, variant="paper", momentum=0.0, state=None, reduction="mean", mu=0.02, region=None
+):
+    """(loss, gradient, new state), float64, for dense targets and weights of the shape of x. state: as running_counts."""
+    valid = torch.ones_like(x, dtype=torch.bool) if weight is None else weight > 0
+    region = regions(kind, x, t, bins, mu) if region is None else region
+    _, loss, slope = norms(kind, x, t, mu)
+    number = max(valid.sum().item(), 1)
+    if kind == "r" and variant == "mmdet" and weight is not None:
+        number = max(weight.double().sum().item(), 1.0)
+    state = None if state is None else state.double().clone()
+    averaged = momentum > 0 and valid.any()
+    if averaged and variant == "paper":
+        state[bins] = momentum * state[bins] + (1 - momentum)
+    beta = torch.zeros(x.shape, dtype=torch.float64)
+    present = 0
+    for j in range(bins):
+        inside = (region == j) & valid
+        count = inside.sum().item()
+        present += count > 0
+        if averaged and (variant == "paper" or count > 0):
+            state[j] = momentum * state[j] + (1 - momentum) * count
+        if count > 0:
+            density = count if not averaged else state[j].item() / (state[bins].item() if variant == "paper" else 1)
+            beta[inside] = number / density
+    beta /= bins if variant == "paper" else max(present, 1)
+    divisor = {"mean": number + (torch.finfo(torch.float32).eps if variant == "mmdet" else 0)}.get(reduction, 1)
+    weighed = torch.where(valid, beta * loss, 0.0) / divisor
+    gradient = torch.where(valid, beta * slope, 0.0) / divisor
+    return weighed if reduction == "none" else weighed.sum(), gradient, state

@@ -1,0 +1,294 @@
+"""Values and gradients against the oracle, on both backends: eager, and the kernels (interpreted without a GPU)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ghm_triton
+from compare import (
+    GRADIENT,
+    LOSS,
+    assert_close,
+    check_ghmc,
+    check_ghmr,
+    clear_of_edges,
+    evaluate,
+    logits,
+)
+from oracle import harmonize, norms, one_hot, regions
+
+VARIANTS, REDUCTIONS = ["paper", "mmdet"], ["mean", "sum", "none"]
+
+
+def labels(anchors, classes, seed=1):
+    """A third background as -1, C and beyond, the rest classes."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randint(0, max(1, classes), (anchors,), generator=generator)
+    background = torch.tensor([-1, classes, classes + 7])[torch.randint(0, 3, (anchors,), generator=generator)]
+    return torch.where(torch.rand(anchors, generator=generator) < 0.34, background, found)
+
+
+# Kernel tiles hold 256 (accumulate) and 2,048 elements (gradient): sizes around both, and 32 programs that walk several
+# tiles. Columns: 1, one that divides no tile, one that does, the usual ones around 80, and more than a tile.
+SHAPES = [(1, 1), (85, 3), (256, 1), (257, 1), (51, 5), (64, 4), (25, 80), (26, 80), (103, 81), (7, 300), (1, 2049)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["index", "dense", "soft"])
+def test_ghmc_shapes_and_targets(shape, kind, backend, device):
+    """Tails of tiles, labels at tile borders, and targets that are read in other ways than class indices."""
+    x, target = logits(*shape), labels(*shape)
+    if kind != "index":
+        target = one_hot(target, shape[1]).float()
+    if kind == "soft":
+        target = (target * 0.8 + torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 0.2).clamp(0, 1)
+    x = clear_of_edges("c", x, one_hot(target, shape[1]) if kind == "index" else target, 30)
+    if kind != "soft":
+        check_ghmc(x, target, backend=backend, device=device)
+        return
+    # p - t cancels for soft targets: its error is that of p, a few units of 2^-24 of p and t, not of the difference
+    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, backend=backend, device=device)
+    loss, gradient, _ = harmonize("c", x, target, bins=30)
+    _, _, slope = norms("c", x, target)
+    beta = torch.where(slope == 0, 0.0, gradient / slope).abs()
+    assert_close(value, loss, LOSS)
+    assert ((grad - gradient).abs() <= GRADIENT * gradient.abs() + 4 * 2**-24 * beta).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight", [None, "anchor", "element", "bool", "int"])
+def test_ghmc_options(variant, reduction, weight, backend, device):
+    """Every way to weigh and to reduce; negative and fractional weights only decide what counts."""
+    x, target = logits(40, 12), labels(40, 12)
+    x = clear_of_edges("c", x, one_hot(target, 12), 30)
+    given = {
+        None: None,
+        "anchor": torch.linspace(-1, 1, 40),
+        "element": logits(40, 12, seed=5, mean=0.3),
+        "bool": torch.arange(40) % 3 > 0,
+        "int": torch.arange(40) % 3 - 1,
+    }[weight]
+    check_ghmc(x, target, given, backend=backend, device=device, variant=variant, reduction=reduction)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("weight", [None, "anchor", "element", "none counted"])
+def test_ghmr_options(variant, reduction, weight, backend, device):
+    """"mmdet" divides by the sum of the weights, of whatever shape they are."""
+    target = logits(150, 4, seed=3)
+    x = clear_of_edges("r", target + logits(150, 4, mean=0, std=0.03), target, 10)
+    given = {
+        None: None,
+        "anchor": torch.linspace(-0.2, 2, 150),
+        "element": logits(150, 4, seed=5, mean=0.3).clamp(min=0),
+        "none counted": torch.zeros(150, 4),
+    }[weight]
+    check_ghmr(x, target, given, backend=backend, device=device, variant=variant, reduction=reduction)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 10, 11, 12, 19, 20, 25, 30, 50, 100])
+def test_regions_match_the_edges(bins, backend, device):
+    """floor(g * bins) is one off beside the edges i / bins of some bins; logits are put on both sides of every edge.
+
+    Counts come out of running_counts. torch's and the kernels' sigmoid differ by up to 2.5e-7: of the five elements
+    around an edge the inner three may move to the neighbouring region, the outer two, 3.6e-7 away, may not.
+    """
+    edges = torch.arange(1, bins, dtype=torch.float64) / bins
+    steps = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64) * 1.8e-7
+    beside = torch.logit(edges[:, None]) + steps / (edges * (1 - edges))[:, None]
+    x = torch.cat([beside.flatten().float(), torch.tensor([0.0, 200.0, -200.0])])
+    for positive in (False, True):
+        x_signed, target = (-x, torch.ones_like(x)) if positive else (x, torch.zeros_like(x))
+        state = torch.zeros(bins + 1)
+        evaluate(ghm_triton.ghmc_loss, x_signed, target, bins=bins, running_counts=state, backend=backend, device=device)
+        expected = torch.bincount(regions("c", x_signed, target, bins), minlength=bins)
+        moved = (state[:bins].cumsum(0) - expected.cumsum(0)).abs()
+        assert state[:bins].sum() == len(x)
+        if backend == "eager":
+            assert moved.max() == 0
+        else:
+            assert moved.max() <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_dtypes(dtype, backend, device):
+    """16-bit inputs are computed in float32, and only the gradient is rounded; float64 keeps its accuracy."""
+    x, target = logits(60, 20).to(dtype), labels(60, 20)
+    check_ghmc(x, target, backend=backend, device=device)
+    check_ghmc(x, target, backend=backend, device=device, reduction="none")
+    aim = logits(80, 4, seed=3, std=0.1)
+    deltas = (aim + logits(80, 4, mean=0, std=0.05)).to(dtype)
+    check_ghmr(deltas, aim if dtype != torch.float64 else aim.double(), backend=backend, device=device)
+
+
+def test_float64_is_exact_to_float64(device):
+    """The float64 path computes in float64 throughout."""
+    x, target = logits(60, 20).double(), labels(60, 20)
+    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, device=device)
+    loss, gradient, _ = harmonize("c", x, one_hot(target, 20), bins=30)
+    assert_close(value, loss, 1e-13)
+    assert_close(grad, gradient, 1e-12)
+
+
+def test_levels_are_one_population(backend, device):
+    """A pyramid has one density: value and gradients are those of the concatenation; with enough rows to fold them."""
+    sizes = [60, 0, 230, 1, 2700, 2750, 2800]  # 1, 0, 3, 1, 32, 32 and 32 programs: more rows than harmonize takes
+    parts = [logits(n, 3, seed=n, mean=-6, std=1) for n in sizes]
+    aims = [labels(len(part), 3, seed=i) for i, part in enumerate(parts)]
+    weights = [torch.arange(len(part)) % 4 > 0 for part in parts]
+    whole, aim, weight = torch.cat(parts), torch.cat(aims), torch.cat(weights)
+    for reduction in ("mean", "none"):
+        options = dict(reduction=reduction, backend=backend, device=device)
+        value, grads = evaluate(ghm_triton.ghmc_loss, parts, aims, weights, **options)
+        expected, gradient = evaluate(ghm_triton.ghmc_loss, whole, aim, weight, **options)
+        value = torch.cat(value) if reduction == "none" else value
+        assert_close(value, expected, LOSS)
+        assert_close(torch.cat(grads), gradient, GRADIENT)
+    check_ghmc(whole, aim, weight, backend=backend, device=device)
+
+
+def test_levels_of_ghmr(backend, device):
+    """As for GHM-C, a tuple with gradients for its targets."""
+    aims = [logits(n, 4, seed=n) for n in (70, 0, 3)]
+    parts = [aim + logits(len(aim), 4, seed=1, mean=0, std=0.03) for aim in aims]
+    value, grads = evaluate(ghm_triton.ghmr_loss, tuple(parts), tuple(aims), backend=backend, device=device)
+    expected, gradient = evaluate(ghm_triton.ghmr_loss, torch.cat(parts), torch.cat(aims), backend=backend, device=device)
+    assert_close(value, expected, LOSS)
+    assert_close(torch.cat(grads), gradient, GRADIENT)
+
+
+def test_many_tiles_a_program(backend, device):
+    """More than 16 tiles a program and more than 64 programs: the outer loops of accumulate and fold run."""
+    x, target = logits(3600, 40, mean=-7, std=1), labels(3600, 40)
+    target[torch.arange(3600) % 200 > 0] = -1
+    x = clear_of_edges("c", x, one_hot(target, 40), 30)
+    check_ghmc(x, target, backend=backend, device=device)
+
+
+def test_target_of_ghmr_gets_the_opposite_gradient(backend, device):
+    x, target = logits(50, 4).to(device).requires_grad_(), logits(50, 4, seed=1).to(device).requires_grad_()
+    ghm_triton.ghmr_loss(x, target, backend=backend).backward()
+    assert x.grad.abs().sum() > 0
+    assert torch.equal(x.grad, -target.grad)
+
+
+@pytest.mark.parametrize("make", ["transposed", "strided", "expanded", "offset"])
+def test_strides(make, backend, device):
+    """Inputs that are not contiguous, or not aligned to 16 bytes, give the numbers of their contiguous copies."""
+    base = logits(64, 64)
+    x = {
+        "transposed": lambda: base.T,
+        "strided": lambda: base[::2, 1::3],
+        "expanded": lambda: base[:1].expand(9, 64),
+        "offset": lambda: base.flatten()[3:-2],
+    }[make]()
+    target = one_hot(labels(x.numel(), 1), 1).view(x.shape).float()
+    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, backend=backend, device=device)
+    expected, gradient = evaluate(ghm_triton.ghmc_loss, x.contiguous(), target, backend=backend, device=device)
+    assert torch.equal(value, expected) and torch.equal(grad, gradient)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4, 5)], ids=str)
+def test_any_number_of_dimensions(shape, backend, device):
+    x = logits(*shape)
+    check_ghmc(x, (x > 0).float(), backend=backend, device=device)
+    if shape:
+        check_ghmc(x, torch.zeros(shape[:-1], dtype=torch.int32), backend=backend, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_index_types(dtype, backend, device):
+    """Unsigned labels have no -1: their background is any number from C on."""
+    x, target = logits(30, 5), labels(30, 5) % 6
+    check_ghmc(x, target.to(dtype), backend=backend, device=device)
+
+
+def test_one_region_is_binary_cross_entropy(backend, device):
+    """bins=1 gives every element the same weight: plain binary cross entropy, to the same accuracy."""
+    x = logits(300, 7, std=4)
+    target = one_hot(labels(300, 7), 7)
+    value, grad = evaluate(ghm_triton.ghmc_loss, x, target.float(), bins=1, backend=backend, device=device)
+    wide = x.double().requires_grad_()
+    F.binary_cross_entropy_with_logits(wide, target).backward()
+    assert_close(value, F.binary_cross_entropy_with_logits(x.double(), target), LOSS)
+    assert_close(grad, wide.grad, GRADIENT)
+
+
+@pytest.mark.parametrize("x", [-11.5, -20.0, -60.0, 11.5, 60.0, -0.0], ids=str)
+def test_constant_input(x, backend, device):
+    """Rounding errors of equal terms add up, where those of others cancel: sums must be better than naive ones."""
+    full = torch.full((9000,), x)
+    check_ghmc(full, torch.zeros(9000), backend=backend, device=device)
+    check_ghmc(full, torch.ones(9000), backend=backend, device=device)
+    check_ghmr(full, torch.zeros(9000), backend=backend, device=device)
+
+
+def test_easy_negatives(backend, device):
+    """99.9% of the losses are near 1e-5, and must keep their relative accuracy beside the others."""
+    x = logits(200, 80, mean=-11.5, std=0.3)
+    target = torch.full((200,), -1)
+    target[::10] = 3
+    x[7, 7], x[30, 4] = 2.0, -1.0
+    check_ghmc(x, target, backend=backend, device=device)
+    check_ghmc(x, target, backend=backend, device=device, bins=1)
+
+
+def test_sixteen_million(device):
+    """Counts and sums stay exact enough at the size of a RetinaNet image: 200,000 anchors of 80 classes."""
+    x = logits(200_000, 80, mean=-7, std=1.2)
+    target = torch.full((200_000,), 80)
+    target[::200] = 5
+    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, device=device)
+    total, region_counts = 0.0, torch.zeros(30)
+    wide = torch.sigmoid(x)
+    wide[::200, 5] = 1 - wide[::200, 5]
+    region = (wide * 30).long().clamp_(max=29)  # 30 is one of the numbers for which floor is exact
+    region_counts = torch.bincount(region.view(-1), minlength=30).double()
+    beta = torch.where(region_counts > 0, 1 / (region_counts * 30), 0.0)
+    x[::200, 5] *= -1
+    for first in range(0, len(x), 20_000):
+        part = slice(first, first + 20_000)
+        total += (beta[region[part]] * F.softplus(x[part].double(), threshold=1e9)).sum().item()
+        gradient = beta[region[part]] * torch.sigmoid(x[part].double())
+        assert_close(grad[part].abs(), gradient, GRADIENT, 1e-38)
+    assert (grad[::200, 5] < 0).all()
+    assert abs(value.item() - total) <= LOSS * total
+
+
+def test_counts_are_exact_past_2_to_24(device):
+    """float32 cannot count past 2^24 one by one; the state holds the nearest float32 of an exact count."""
+    x = torch.full((2**24 + 4, 1), -9.0, device=device)
+    state = torch.zeros(11, device=device)
+    ghm_triton.ghmc_loss(x, torch.full((len(x),), -1, device=device), bins=10, running_counts=state)
+    assert state[0].item() == 2**24 + 4
+
+
+def test_same_bits_twice(backend, device):
+    """Atomic sums of floats, or threads that race, would show here."""
+    x, target = logits(300, 20), labels(300, 20)
+    for reduction in ("mean", "none"):
+        runs = [
+            evaluate(ghm_triton.ghmc_loss, x, target, reduction=reduction, backend=backend, device=device)
+            for _ in range(2)
+        ]
+        assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
+    aim = logits(300, 4, seed=2)
+    runs = [evaluate(ghm_triton.ghmr_loss, aim * 1.01, aim, backend=backend, device=device) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
+
+
+def test_value_does_not_depend_on_gradients(backend, device):
+    """The loss is the same number under no_grad, and for inputs that need no gradient."""
+    x, target = logits(100, 8).to(device), labels(100, 8).to(device)
+    with torch.no_grad():
+        value = ghm_triton.ghmc_loss(x, target, backend=backend)
+    assert torch.equal(value, ghm_triton.ghmc_loss(x.clone().requires_grad_(), target, backend=backend).detach())
+
+
+def test_inputs_are_not_written_to(backend, device):
+    x, target, weight = logits(100, 8).to(device), labels(100, 8).to(device), torch.ones(100, device=device)
+    copies = x.clone(), target.clone(), weight.clone()
+    ghm_triton.ghmc_loss(x.requires_grad_(), target, weight, backend=backend).backward()
+    assert all(torch.equal(a, b) for a, b in zip((x.detach(), target, weight), copies))
