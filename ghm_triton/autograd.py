@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import eager, ops  # noqa: F401  (ops registers torch.ops.ghm_triton)
 from .checks import Population
@@ -44,7 +43,24 @@ def _all_gradients(ctx, grads: list[Tensor]):
         grad.neg().to(dtypes[count + i]) if wanted[count + i] and options.mu is not None else None
         for i, grad in enumerate(grads)
     ]
+    if torch.is_grad_enabled():  # create_graph=True
+        of_inputs, of_targets = (
+            [grad if grad is None else _Once.apply(grad.detach().requires_grad_()) for grad in grads]
+            for grads in (of_inputs, of_targets)
+        )
     return None, None, None, *of_inputs, *of_targets, *[None] * (len(wanted) - 2 * count)
+
+
+class _Once(torch.autograd.Function):
+    """The identity on a gradient that must not be differentiated itself: a graph through it would be wrong in silence."""
+
+    @staticmethod
+    def forward(ctx, grad):
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("the GHM losses can be differentiated once: their gradient was used in another backward pass")
 
 
 def _remember(ctx, options, count, tensors):
@@ -68,10 +84,9 @@ class _EagerLoss(torch.autograd.Function):
         return losses[0] if options.reduction != "none" else tuple(losses)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *factors):
         factors = factors * ctx.count if len(factors) < ctx.count else factors
-        return _all_gradients(ctx, [grad * factor for grad, factor in zip(ctx.saved_tensors, factors)])
+        return _all_gradients(ctx, [grad * factor.detach() for grad, factor in zip(ctx.saved_tensors, factors)])
 
 
 class _TritonLoss(torch.autograd.Function):
@@ -98,13 +113,12 @@ class _TritonLoss(torch.autograd.Function):
         return loss if options.reduction != "none" else tuple(weigh(*population, coefficients, *scalars))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *factors):
         options = ctx.options
         coefficients, *tensors = ctx.saved_tensors
         scalars = [options.bins] if options.mu is None else [options.mu, options.bins]
         _, backward, _ = _operators(options)
-        factors = [factor.contiguous() for factor in factors]
+        factors = [factor.detach().contiguous() for factor in factors]
         return _all_gradients(ctx, backward(factors, *_split(tensors, ctx.count), coefficients, *scalars))
 
 

@@ -46,7 +46,7 @@ def store_tile(pointer, start, n, lane, tile):
 def _round_to_bfloat16(tile):
     """The nearest bfloat16, ties to even, as an fp32: a cast rounds like this on a GPU, but the interpreter's cuts off."""
     bits = tile.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return tl.where(tile == tile, rounded, tile)
 
 

@@ -1,0 +1,126 @@
+"""Every wrong argument is refused with its name, what was expected and what came; no state changes."""
+
+import pytest
+import torch
+
+import ghm_triton
+
+X, LABELS, DENSE = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6, 4)
+STATE = dict(momentum=0.5, running_counts=torch.arange(31.0))
+GHMC_CASES = {
+    "target shape": (dict(target=torch.zeros(6, 5)), ValueError, "target must have the shape of input, (6, 4)"),
+    "index shape": (dict(target=torch.zeros(5, dtype=torch.int64)), ValueError, "target must have shape (6,)"),
+    "index type": (dict(target=torch.zeros(6)), ValueError, "target must have the shape of input"),
+    "bool index": (dict(target=torch.zeros(6, dtype=torch.bool)), TypeError, "target must hold class indices"),
+    "complex target": (dict(target=DENSE.to(torch.complex64)), TypeError, "target must be a floating point tensor"),
+    "target no tensor": (dict(target=[0] * 6), ValueError, "target must be a tensor"),
+    "weight shape": (dict(weight=torch.ones(4)), ValueError, "weight must have shape (6, 4) or (6,), got (4,)"),
+    "complex weight": (dict(weight=torch.ones(6, dtype=torch.complex64)), TypeError, "weight must be bool"),
+    "weight no tensor": (dict(weight=1.0), TypeError, "weight must be a tensor, got float"),
+    "integer input": (dict(input=torch.zeros(6, 4, dtype=torch.int64)), TypeError, "input must be float32"),
+    "complex input": (dict(input=torch.zeros(6, 4, dtype=torch.complex64)), TypeError, "input must be float32"),
+    "target device": (dict(target=LABELS.to("meta")), ValueError, "target must be on the device of input, cpu, got meta"),
+    "weight device": (dict(weight=torch.ones(6, device="meta")), ValueError, "weight must be on the device of input"),
+    "bins 0": (dict(bins=0), ValueError, "bins must be at least 1, got 0"),
+    "bins float": (dict(bins=30.0), TypeError, "bins must be an int, got 30.0"),
+    "bins bool": (dict(bins=True), TypeError, "bins must be an int, got True"),
+    "momentum 1": (dict(momentum=1.0), ValueError, "momentum must be in [0, 1), got 1.0"),
+    "momentum negative": (dict(momentum=-0.1), ValueError, "momentum must be in [0, 1), got -0.1"),
+    "momentum nan": (dict(momentum=float("nan")), ValueError, "momentum must be in [0, 1), got nan"),
+    "reduction": (dict(reduction="avg"), ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
+    "variant": (dict(variant="coco"), ValueError, "variant must be one of 'paper', 'mmdet', got 'coco'"),
+    "backend": (dict(backend="cuda"), ValueError, "backend must be one of 'triton', 'eager', got 'cuda'"),
+    "no state": (dict(running_counts=None), ValueError, "running_counts must be a tensor of 31 zeros"),
+    "state length": (dict(running_counts=torch.zeros(30)), ValueError, "running_counts must have shape (31,)"),
+    "state dtype": (dict(running_counts=torch.zeros(31).half()), TypeError, "running_counts must be float32"),
+    "state device": (dict(running_counts=torch.zeros(31, device="meta")), ValueError, "running_counts must be on"),
+    "state strides": (dict(running_counts=torch.zeros(62)[::2]), ValueError, "running_counts must be contiguous"),
+    "list and tensor": (dict(input=[X, X]), ValueError, "target must be a list of 2 tensors, as input is, got Tensor"),
+    "tensor and list": (dict(target=[LABELS]), ValueError, "target must be a tensor, as input is, got list"),
+    "levels": (
+        dict(input=[X, X], target=[LABELS]),
+        ValueError,
+        "target must have as many levels as input, 2, got 1",
+    ),
+    "level shape": (
+        dict(input=[X, X], target=[LABELS, LABELS[:3]]),
+        ValueError,
+        "target[1] must have shape (6,) for class indices, got (3,)",
+    ),
+    "level dtype": (dict(input=[X, X.double()], target=[LABELS] * 2), TypeError, "input[1] must have the dtype"),
+    "level kinds": (dict(input=[X, X], target=[LABELS, DENSE]), ValueError, "target must hold class indices for all"),
+    "no levels": (dict(input=[], target=[]), ValueError, "input must hold at least one level"),
+}
+
+
+@pytest.mark.parametrize("case", GHMC_CASES, ids=str)
+def test_ghmc_loss(case):
+    wrong, error, message = GHMC_CASES[case]
+    state = STATE["running_counts"].clone()
+    arguments = dict(input=X, target=LABELS, momentum=0.5, running_counts=state) | wrong
+    with pytest.raises(error) as raised:
+        ghm_triton.ghmc_loss(**arguments)
+    assert message in str(raised.value)
+    assert torch.equal(state, STATE["running_counts"])
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        (dict(target=torch.zeros(6, 4, dtype=torch.int64)), TypeError, "target must be a floating point tensor"),
+        (dict(target=torch.zeros(6)), ValueError, "target must have the shape of input, (6, 4), got (6,)"),
+        (dict(mu=0), ValueError, "mu must be positive and finite, got 0"),
+        (dict(mu=-1.0), ValueError, "mu must be positive and finite, got -1.0"),
+        (dict(mu="0.02"), TypeError, "mu must be a number, got '0.02'"),
+    ],
+    ids=str,
+)
+def test_ghmr_loss(wrong, error, message):
+    state = torch.arange(11.0)
+    with pytest.raises(error) as raised:
+        ghm_triton.ghmr_loss(**dict(input=X, target=DENSE, momentum=0.5, running_counts=state) | wrong)
+    assert message in str(raised.value)
+    assert torch.equal(state, torch.arange(11.0))
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: ghm_triton.GHMCLoss(bins=0), ValueError, "bins"),
+        (lambda: ghm_triton.GHMCLoss(momentum=1), ValueError, "momentum"),
+        (lambda: ghm_triton.GHMCLoss(variant="x"), ValueError, "variant"),
+        (lambda: ghm_triton.GHMCLoss(reduction="x"), ValueError, "reduction"),
+        (lambda: ghm_triton.GHMCLoss(backend="x"), ValueError, "backend"),
+        (lambda: ghm_triton.GHMCLoss(loss_weight="x"), TypeError, "loss_weight"),
+        (lambda: ghm_triton.GHMRLoss(mu=0), ValueError, "mu"),
+        (lambda: ghm_triton.GHMC(use_sigmoid=False), NotImplementedError, "use_sigmoid must be True"),
+        (lambda: ghm_triton.GHMC(bins=2.5), TypeError, "bins"),
+        (lambda: ghm_triton.GHMR(mu=-1), ValueError, "mu"),
+        (lambda: ghm_triton.GHMR(reduction="x"), ValueError, "reduction"),
+        (lambda: ghm_triton.GHMC()(X, LABELS, torch.ones(6), reduction_override="x"), ValueError, "reduction_override"),
+    ],
+)
+def test_modules(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_environment_variable(monkeypatch):
+    monkeypatch.setenv("GHM_TRITON_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="GHM_TRITON_BACKEND must be one of 'triton', 'eager', got 'cuda'"):
+        ghm_triton.ghmc_loss(X, LABELS)
+
+
+def test_too_many_bins_for_the_kernels():
+    """Asked for by name, the kernels never fall back silently; by default more bins run eagerly."""
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match="bins must be at most 510"):
+        ghm_triton.ghmc_loss(X, LABELS, bins=511, backend="triton")
+    assert ghm_triton.ghmc_loss(X, LABELS, bins=511).isfinite()
+
+
+def test_double_backward_is_refused():
+    x = X.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, LABELS), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        grad.sum().backward()
