@@ -13,7 +13,8 @@ import ghm_triton
 LOSS = 1e-6
 GRADIENT = 2e-6
 # A 16-bit number has 11 (float16) or 8 (bfloat16) significant bits: rounding to nearest errs by at most half a step,
-# 2^-11 or 2^-8 of the number, and below the normal range by half the smallest step.
+# 2^-11 or 2^-8 of the number, and below the normal range by half the smallest step. Below 1e-38 float32 has no full
+# precision.
 ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 SMALLEST = {torch.float32: 1e-38, torch.float64: 1e-38, torch.float16: 2**-25, torch.bfloat16: 1e-38}
 SIGMOID = 4 * 2**-24  # error of p - t where it cancels, as it does for soft targets: a few units of p and of t

@@ -154,11 +154,11 @@ def test_class_indices_without_anchors_or_classes(backend, device):
 
 
 @pytest.mark.parametrize("dtype, tiny", [(torch.float64, 1e-300), (torch.float32, 1e-45), (torch.float16, 6e-8)])
-@pytest.mark.parametrize("shape", [(30,), (30, 70)], ids=["anchor", "element"])
+@pytest.mark.parametrize("shape", [(5,), (5, 70)], ids=["anchor", "element"])
 def test_a_tiny_weight_counts(dtype, tiny, shape, backend, device):
     """weight > 0 is asked of the weight as it is: narrowed to float32 first, 1e-300 would be 0."""
     for loss in (ghmc_loss, ghmr_loss):
-        x, target = sample(loss, 30, 70, device=device)
+        x, target = sample(loss, 5, 70, device=device)
         weight = torch.full(shape, tiny, dtype=dtype, device=device)
         assert loss(x, target, weight, backend=backend) == loss(x, target, backend=backend)
 
