@@ -1,0 +1,272 @@
+"""The detector: that harmonized heads compute these losses on the right anchors, the data set, and the demo."""
+
+import copy
+import filecmp
+
+import pytest
+import torch
+
+pytest.importorskip("torchvision")
+pytest.importorskip("sklearn")
+pytest.importorskip("pycocotools")
+pytest.importorskip("tqdm")
+
+import numpy
+from torchvision.models.detection import RetinaNet
+
+from ghm_triton import ghmc_loss, ghmr_loss
+from ghm_triton.detection import demo, harmonize
+from ghm_triton.detection.digits import DigitScenes, SceneStyle, main, split_digits, split_photographs
+from ghm_triton.detection.evaluation import average_precision
+from ghm_triton.detection.small import small_retinanet
+
+BETWEEN = -2  # torchvision's mark of an anchor that is neither object nor background
+
+
+@pytest.fixture
+def batch():
+    """Head outputs of 3 images of 5 anchors and 4 classes; the second image has no objects."""
+    torch.manual_seed(0)
+    outputs = {"cls_logits": torch.randn(3, 5, 4), "bbox_regression": torch.randn(3, 5, 4)}
+    targets = [
+        {"boxes": torch.tensor([[0.0, 0, 8, 8], [4, 4, 20, 12]]), "labels": torch.tensor([2, 0])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+        {"boxes": torch.tensor([[2.0, 2, 6, 10]]), "labels": torch.tensor([3])},
+    ]
+    matches = [
+        torch.tensor([1, -1, 0, BETWEEN, 1]),
+        torch.full((5,), -1),
+        torch.tensor([-1, BETWEEN, -1, 0, -1]),
+    ]
+    corner = torch.arange(15.0).view(3, 5, 1)
+    anchors = list(torch.cat([corner, corner, corner + 8, corner + 12], dim=2))
+    for output in outputs.values():
+        output.requires_grad_()
+    return targets, outputs, anchors, matches
+
+
+LABELS = torch.tensor([[0, -1, 2, -1, 0], [-1] * 5, [-1, -1, -1, 3, -1]])
+COUNTED = torch.tensor([[1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]])
+
+
+def test_classification_loss_has_one_density_over_the_batch(batch):
+    """Not a mean of losses by image; labels of the third image are not looked up among those of the first."""
+    targets, outputs, anchors, matches = batch
+    losses = harmonize(small_retinanet(4), momentum=0.0).head.compute_loss(targets, outputs, anchors, matches)
+    one_hot = torch.nn.functional.one_hot(LABELS.clamp(min=0), 4) * (LABELS >= 0)[..., None]
+    logits = outputs["cls_logits"].detach().requires_grad_()
+    expected = ghmc_loss(logits, one_hot.float(), COUNTED)
+    torch.testing.assert_close(losses["classification"], expected, rtol=1e-6, atol=0)
+    losses["classification"].backward()
+    expected.backward()
+    torch.testing.assert_close(outputs["cls_logits"].grad, logits.grad, rtol=2e-6, atol=0)
+
+
+def test_anchors_between_the_thresholds_get_no_gradient(batch):
+    targets, outputs, anchors, matches = batch
+    losses = harmonize(small_retinanet(4)).head.compute_loss(targets, outputs, anchors, matches)
+    sum(losses.values()).backward()
+    has_gradient = outputs["cls_logits"].grad != 0
+    assert torch.equal(has_gradient, COUNTED.bool()[..., None].expand(3, 5, 4))
+
+
+def test_box_loss_is_over_the_positive_anchors(batch):
+    targets, outputs, anchors, matches = batch
+    head = harmonize(small_retinanet(4), momentum=0.0).head
+    losses = head.compute_loss(targets, outputs, anchors, matches)
+    pairs = [(0, 0, [4, 4, 20, 12]), (0, 2, [0, 0, 8, 8]), (0, 4, [4, 4, 20, 12]), (2, 3, [2, 2, 6, 10])]
+    boxes = torch.tensor([box for _, _, box in pairs], dtype=torch.float32)
+    wanted = head.regression_head.box_coder.encode_single(boxes, torch.stack([anchors[i][a] for i, a, _ in pairs]))
+    deltas = torch.stack([outputs["bbox_regression"][image, anchor] for image, anchor, _ in pairs])
+    torch.testing.assert_close(losses["bbox_regression"], ghmr_loss(deltas, wanted), rtol=1e-6, atol=0)
+    losses["bbox_regression"].backward()
+    assert torch.equal(outputs["bbox_regression"].grad.any(dim=2), LABELS >= 0)
+
+
+def test_loss_weights_and_other_options_reach_the_losses(batch):
+    targets, outputs, anchors, matches = batch
+    once = harmonize(small_retinanet(4)).head.compute_loss(targets, outputs, anchors, matches)
+    model = harmonize(small_retinanet(4), bins=30, class_loss_weight=2.0, box_loss_weight=10.0)
+    weighed = model.head.compute_loss(targets, outputs, anchors, matches)
+    torch.testing.assert_close(weighed["classification"], 2 * once["classification"])
+    torch.testing.assert_close(weighed["bbox_regression"], 10 * once["bbox_regression"])
+    losses = harmonize(model, bins=7, box_bins=3, mu=0.1, momentum=0.5, variant="mmdet").head
+    options = losses.classification_loss, losses.regression_loss
+    assert [(loss.bins, loss.momentum, loss.variant) for loss in options] == [(7, 0.5, "mmdet"), (3, 0.5, "mmdet")]
+    assert losses.regression_loss.mu == 0.1
+
+
+def test_paper_settings_are_the_defaults():
+    head = harmonize(small_retinanet(4)).head
+    assert (head.classification_loss.bins, head.classification_loss.momentum) == (30, 0.75)
+    assert (head.regression_loss.bins, head.regression_loss.momentum, head.regression_loss.mu) == (10, 0.75, 0.02)
+
+
+def test_no_bins_leaves_the_losses_of_torchvision(batch):
+    targets, outputs, anchors, matches = batch
+    plain = small_retinanet(4)
+    expected = plain.head.compute_loss(targets, outputs, anchors, matches)
+    losses = harmonize(plain, bins=None, box_bins=None).head.compute_loss(targets, outputs, anchors, matches)
+    assert losses == expected
+
+
+def test_checkpoints_keep_their_names():
+    """A checkpoint of the plain model loads strictly, and one of the harmonized model restores its running counts."""
+    plain = small_retinanet(4)
+    model = harmonize(copy.deepcopy(plain))
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    added = {"head.classification_loss.running_counts", "head.regression_loss.running_counts"}
+    assert set(model.state_dict()) == set(plain.state_dict()) | added
+    model.load_state_dict(small_retinanet(4).state_dict())
+
+    image, target = DigitScenes(1, split="train", classes=1)[0]
+    model.train()([image], [target])
+    assert model.head.classification_loss.running_counts.sum() > 0
+    other = harmonize(small_retinanet(4))
+    other.load_state_dict(model.state_dict())
+    for name in added:
+        assert torch.equal(other.state_dict()[name], model.state_dict()[name])
+
+
+def test_images_without_objects_train():
+    """All anchors are background, and there is no box to regress."""
+    model = harmonize(small_retinanet(4)).train()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model([torch.rand(3, 96, 96)] * 2, [empty, empty])
+    assert losses["bbox_regression"] == 0 and 0 < losses["classification"] < 1
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_harmonized_model_detects_as_the_plain_one_and_copies():
+    plain = small_retinanet(4).eval()
+    model = copy.deepcopy(harmonize(copy.deepcopy(plain)))
+    image = torch.rand(3, 96, 96)
+    plain.score_thresh = model.score_thresh = 0.0
+    for key, value in plain([image])[0].items():
+        assert torch.equal(model([image])[0][key], value)
+    assert not model.head.training
+
+
+def test_bad_input_is_named(batch):
+    targets, outputs, anchors, matches = batch
+    with pytest.raises(TypeError, match="model: expected a torchvision RetinaNet, got Linear"):
+        harmonize(torch.nn.Linear(2, 2))
+    model = small_retinanet(4)
+    model.head = torch.nn.Identity()
+    with pytest.raises(TypeError, match="model.head: expected a torchvision RetinaNetHead, got Identity"):
+        harmonize(model)
+    targets[0]["labels"][0] = 4
+    with pytest.raises(ValueError, match=r"targets: expected labels in 0\.\.3, got 4"):
+        harmonize(small_retinanet(4)).head.compute_loss(targets, outputs, anchors, matches)
+    with pytest.raises(ValueError, match="split: expected one of .* got 'test'"):
+        DigitScenes(1, split="test")
+    with pytest.raises(ValueError, match="classes: expected 1 or 10, got 3"):
+        DigitScenes(1, split="val", classes=3)
+
+
+def test_splits_share_no_digit_and_no_pixel():
+    from sklearn.datasets import load_digits, load_sample_images
+
+    digits = [split_digits(split)[0] for split in ("train", "val")]
+    assert numpy.array_equal(numpy.concatenate(digits).reshape(-1, 64) * 16, load_digits().data)
+    assert min(map(len, digits)) > 500
+    for whole, *parts in zip(load_sample_images().images, *map(split_photographs, ("train", "val"))):
+        assert numpy.array_equal(numpy.concatenate(parts, axis=1), whole)
+        assert min(part.shape[1] for part in parts) > 200
+
+
+def test_scenes_depend_on_seed_and_split_alone():
+    few, many = DigitScenes(3, split="train"), DigitScenes(30, split="train")
+    for mine, same in zip(few.scene(2), many.scene(2)):
+        assert numpy.array_equal(mine, same)
+    for other in (DigitScenes(3, split="train", seed=1), DigitScenes(3, split="val")):
+        assert not numpy.array_equal(few.scene(2)[0], other.scene(2)[0])
+
+
+def test_boxes_surround_their_digits():
+    """Inside the picture, apart, of the heights asked for, and something was drawn into each."""
+    style = SceneStyle(size=64, digits=(2, 6), height=(8, 24))
+    scenes = DigitScenes(40, split="val", style=style)
+    heights = []
+    for index, (image, target) in enumerate(scenes):
+        boxes, labels = target["boxes"], target["labels"]
+        assert image.shape == (3, 64, 64) and image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1
+        assert labels.dtype == torch.int64 and len(labels) == len(boxes) >= 1 and set(labels.tolist()) <= set(range(10))
+        assert boxes.min() >= 0 and boxes.max() <= 64
+        left, top, right, bottom = boxes.T
+        overlap = (torch.minimum(right[:, None], right) > torch.maximum(left[:, None], left)) & (
+            torch.minimum(bottom[:, None], bottom) > torch.maximum(top[:, None], top)
+        )
+        assert torch.equal(overlap, torch.eye(len(boxes), dtype=torch.bool))
+        heights += (bottom - top).tolist()
+        for x0, y0, x1, y1 in boxes.int().tolist():
+            assert image[:, y0:y1, x0:x1].std() > 0.02
+    assert 6 <= min(heights) < 12 < 20 < max(heights) <= 24
+
+
+def test_coco_files_are_the_same_bytes_for_the_same_seed(tmp_path):
+    for folder in ("one", "two"):
+        main([str(tmp_path / folder), "--train", "3", "--val", "2", "--seed", "5"])
+    names = sorted(str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*.*"))
+    assert len(names) == 3 + 2 + 2 and "annotations/instances_val.json" in names and "train/000002.png" in names
+    same, different, errors = filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False)
+    assert sorted(same) == names and not different and not errors
+
+
+def test_coco_files_hold_the_scenes(tmp_path):
+    from PIL import Image
+    from pycocotools.coco import COCO
+
+    main([str(tmp_path), "--train", "0", "--val", "3"])
+    coco = COCO(tmp_path / "annotations" / "instances_val.json")
+    for index, (image, target) in enumerate(DigitScenes(3, split="val")):
+        pixels = numpy.asarray(Image.open(tmp_path / "val" / coco.loadImgs(index)[0]["file_name"]))
+        assert numpy.array_equal(pixels, (image * 255).round().byte().permute(1, 2, 0))
+        objects = coco.loadAnns(coco.getAnnIds(index))
+        names = [coco.cats[found["category_id"]]["name"] for found in objects]
+        assert names == [str(label) for label in target["labels"].tolist()]
+        x, y, w, h = torch.tensor([found["bbox"] for found in objects]).T
+        assert torch.equal(torch.stack([x, y, x + w, y + h], dim=1).float(), target["boxes"])
+
+
+def test_average_precision_of_known_detections():
+    """All boxes found: 100. Half of them found: AP about 50. None: 0."""
+    truth = DigitScenes(20, split="val", classes=1).coco()
+    perfect = [{key: found[key] for key in ("image_id", "category_id", "bbox")} for found in truth["annotations"]]
+    for found in perfect:
+        found["score"] = 0.9
+    assert average_precision(truth, perfect)["AP"] == pytest.approx(100)
+    half = perfect[::2]
+    assert average_precision(truth, half)["AP"] == pytest.approx(100 * len(half) / len(perfect), abs=1)
+    assert average_precision(truth, [])["AP"] == 0
+
+
+def test_both_heads_learn_a_batch():
+    """Signs, matches and weights are right end to end: scores tell objects from background, boxes approach theirs."""
+    torch.manual_seed(0)
+    model = harmonize(small_retinanet(1), **demo.LOSSES).train()
+    images, targets = map(list, zip(*DigitScenes(4, split="train", classes=1)))
+    seen = {}
+    model.head.classification_loss.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs))
+    before = demo.box_error(model, DigitScenes(4, split="train", classes=1))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(30):
+        optimiser.zero_grad()
+        sum(model(images, targets).values()).backward()
+        optimiser.step()
+    logits, labels, counted = seen["inputs"]
+    score = logits.detach().sigmoid()[..., 0]
+    assert score[labels == 0].mean() > score[(labels < 0) & counted].mean() + 0.15
+    assert demo.box_error(model, DigitScenes(4, split="train", classes=1)) < 0.65 * before
+
+
+def test_demo_runs_and_learns(capsys):
+    """The smoke run; the error of the boxes falls on digits that it was not trained on."""
+    threads = torch.get_num_threads()
+    try:
+        result = demo.main(["--smoke", "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    assert result["after"] < 0.9 * result["before"]
+    assert "COCO AP" in capsys.readouterr().out
