@@ -59,7 +59,7 @@ class _Level:
 
     def _count(self, slots: torch.Tensor) -> torch.Tensor:
         """Elements by slot [bins + 2] from slots in the order of _table."""
-        counts = torch.bincount(slots.view(-1), minlength=self.bins + 3)
+        counts = torch.bincount(slots.reshape(-1), minlength=self.bins + 3)
         counts[self.bins - 1] += counts[self.bins]
         return torch.cat([counts[: self.bins], counts[self.bins + 1 :]])
 
@@ -73,7 +73,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _lookup(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return table.index_select(0, index.view(-1)).view(index.shape)
+    return table.index_select(0, index.reshape(-1)).view(index.shape)
 
 
 class _ElementLevel(_Level):

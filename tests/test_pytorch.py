@@ -1,0 +1,131 @@
+"""The losses as citizens of PyTorch: gradcheck, autocast, hooks of autograd, and random shapes, strides and values."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ghm_triton
+from compare import GRADIENT, LOSS, assert_close, clear_of_edges, evaluate, logits
+from oracle import harmonize, one_hot, regions
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("variant", ["paper", "mmdet"])
+def test_gradcheck(variant, reduction):
+    """Numeric derivatives in float64, away from the edges, where the weights are the constants that they are meant to be."""
+    x = torch.tensor([[-2.9, 0.4], [1.3, -0.7], [3.1, -5.2]], dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1, -1, 0])
+    assert torch.equal(  # 1e-3 to each side is the same region
+        regions("c", x.detach() - 1e-3, one_hot(labels, 2), 10), regions("c", x.detach() + 1e-3, one_hot(labels, 2), 10)
+    )
+    options = dict(bins=10, variant=variant, reduction=reduction)
+    torch.autograd.gradcheck(lambda x: ghm_triton.ghmc_loss(x, labels, **options), x)
+    torch.autograd.gradcheck(lambda x: ghm_triton.ghmc_loss(x, one_hot(labels, 2) * 0.9, **options), x)
+    aim = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    options["mu"] = 0.7
+    torch.autograd.gradcheck(lambda x, aim: ghm_triton.ghmr_loss(x, aim, **options), (x, aim))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(dtype, backend, device):
+    """The loss of a 16-bit layer's output is the same inside and outside of autocast, and float32."""
+    x = logits(30, 8).to(dtype).to(device)
+    labels = torch.randint(-1, 8, (30,), device=device)
+    outside = ghm_triton.ghmc_loss(x, labels, backend=backend)
+    with torch.autocast(device, dtype=dtype):
+        inside = ghm_triton.ghmc_loss(x, labels, backend=backend)
+    assert inside.dtype == torch.float32 and torch.equal(inside, outside)
+
+
+def test_incoming_gradients(backend, device):
+    """The factor that comes from above is applied on the device, a number or one an element; loss scaling does not overflow."""
+    x, labels = logits(50, 6).to(device).requires_grad_(), torch.randint(-1, 6, (50,), device=device)
+    (plain,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, backend=backend), x)
+    (scaled,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, backend=backend) * 65536, x)
+    assert_close(scaled.cpu(), plain.double().cpu() * 65536, GRADIENT)
+    factors = torch.rand(50, 6, device=device)
+    losses = ghm_triton.ghmc_loss(x, labels, reduction="none", backend=backend)
+    (mixed,) = torch.autograd.grad((losses * factors).sum(), x)
+    (ones,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, reduction="sum", backend=backend), x)
+    assert_close(mixed.cpu(), (ones.double() * factors).cpu(), 2 * GRADIENT)
+
+
+def test_backward_twice_with_retain_graph(backend, device):
+    """Nothing that backward needs is consumed by it."""
+    x, labels = logits(20, 3).to(device).requires_grad_(), torch.randint(-1, 3, (20,), device=device)
+    loss = ghm_triton.ghmc_loss(x, labels, backend=backend)
+    first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_changed_input_is_noticed(device):
+    """The kernels read the inputs again in backward: a change in place in between is an error, not a wrong gradient."""
+    pytest.importorskip("triton")
+    x = logits(20, 3).to(device).requires_grad_()
+    z = x * 1.0
+    loss = ghm_triton.ghmc_loss(z, torch.zeros(20, dtype=torch.int64, device=device), backend="triton")
+    z.data.add_(0)  # .data does not count
+    z.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+VALUES = st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 1e4, -1e4, 88.0, -88.0, 3.4e38, -3.4e38, float("inf"), -float("inf")])
+
+
+@st.composite
+def problems(draw, most):
+    """(logits, target, weight, options): random shapes, strides, special values, target kinds, weights and options."""
+    anchors, classes = draw(st.integers(0, most)), draw(st.sampled_from([1, 2, 3, 7, 16, 33]))
+    seed = draw(st.integers(0, 2**20))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(anchors, classes, generator=generator) * draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]))
+    x += draw(st.sampled_from([-8.0, 0.0, 3.0]))
+    for special in draw(st.lists(VALUES, max_size=3)):
+        if x.numel():
+            x.view(-1)[torch.randint(x.numel(), (1,), generator=generator)] = special
+    target = torch.randint(-2, classes + 2, (anchors,), generator=generator)
+    weight = draw(st.sampled_from([None, "anchor", "element"]))
+    if weight is not None:
+        shape = (anchors,) if weight == "anchor" else (anchors, classes)
+        weight = torch.rand(shape, generator=generator) - 0.3
+    options = dict(
+        bins=draw(st.sampled_from([1, 2, 3, 10, 11, 25, 30, 47, 100])),
+        variant=draw(st.sampled_from(["paper", "mmdet"])),
+        reduction=draw(st.sampled_from(["mean", "sum", "none"])),
+    )
+    return x, target, draw(st.booleans()), weight, draw(st.booleans()), options
+
+
+def check(problem, backend, device):
+    x, target, dense, weight, transposed, options = problem
+    full = one_hot(target, x.shape[1])
+    finite = x.isfinite()
+    x = torch.where(finite & (x.abs() < 1e3), clear_of_edges("c", x, full, options["bins"]), x)
+    expanded = None if weight is None else (weight[:, None] if weight.dim() == 1 else weight).expand_as(x)
+    expected, gradient, _ = harmonize("c", x, full, expanded, **options)
+    given = x.T.contiguous().T if transposed else x
+    value, grad = evaluate(
+        ghm_triton.ghmc_loss, given, full.float() if dense else target, weight, backend=backend, device=device, **options
+    )
+    infinite = expected.isinf() if options["reduction"] == "none" else expected.isinf().expand(())
+    assert torch.equal(value.isinf() | (value > 3e38), infinite | (expected > 3e38))  # float64 sees no overflow
+    both = value.isfinite() & (expected < 3e38)
+    assert_close(value[both], expected[both], LOSS if value.dim() == 0 else GRADIENT, 1e-37)
+    assert_close(grad, gradient, GRADIENT, 1e-37)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(problem=problems(60))
+def test_random_problems_eagerly(problem):
+    check(problem, "eager", "cpu")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(problem=problems(24))
+def test_random_problems_by_the_kernels(problem):
+    pytest.importorskip("triton")
+    from conftest import DEVICE
+
+    check(problem, "triton", DEVICE)
