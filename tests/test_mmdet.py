@@ -1,0 +1,241 @@
+"""GHMC and GHMR called as mmdetection's dense heads call them, against what its loop over regions gives."""
+
+import copy
+import sys
+import types
+
+import pytest
+import torch
+
+from ghm_triton import GHMC, GHMR, register_mmdet
+from loops import GRADIENT, LOSS, ROUNDING, SMALLEST, Loop, assert_near, expand, off_edges
+
+
+@pytest.fixture
+def draw():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=["eager", "triton"], autouse=True)
+def by_environment(request, monkeypatch):
+    """The classes have no argument for the backend."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("GHM_TRITON_BACKEND", request.param)
+    return request.param
+
+
+def head_outputs(rows, draw, loop, dtype=torch.float32):
+    """Scores, labels with background 80, and label weights of one level, as a RetinaNet head has them."""
+    labels = torch.randint(0, 80, (rows,), generator=draw)
+    labels = torch.where(torch.rand(rows, generator=draw) < 0.7, 80, labels)
+    weights = (torch.rand(rows, generator=draw) > 0.2).float()
+    scores = (torch.randn(rows, 80, generator=draw) * 2 - 4).to(dtype)
+    return off_edges(scores, labels, loop), labels, weights
+
+
+def compare(module, loop, x, target, weight, device, reduction="mean", **keywords):
+    leaf, wide = x.to(device, copy=True).requires_grad_(), x.double().requires_grad_()
+    value = module(leaf, target.to(device), weight.to(device), **keywords)
+    expected = loop([wide], [target], [weight], reduction=reduction) * module.loss_weight
+    assert value.dtype == torch.float32
+    if reduction == "none":
+        assert_near(value.flatten(), expected, GRADIENT, 1e-38)
+    else:
+        assert_near(value, expected, LOSS, 0.0)
+    factor = 64.0  # as of a loss scaler: float16 gradients stay in range
+    (value.sum() * factor).backward()
+    (expected.sum() * factor).backward()
+    assert leaf.grad.dtype == x.dtype
+    assert_near(leaf.grad, wide.grad, GRADIENT + ROUNDING[x.dtype], SMALLEST[x.dtype])
+    if module.momentum > 0:
+        assert_near(module.acc_sum, torch.tensor(loop.average, dtype=torch.float64), 1e-6, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_five_levels_a_step(dtype, device, draw):
+    """The state passes from level to level, in train and in eval; `avg_factor` and others have no effect."""
+    loop = Loop("c", 30, momentum=0.75, variant="mmdet")
+    module = GHMC(bins=30, momentum=0.75, use_sigmoid=True, loss_weight=1.5).to(device)
+    for step in range(2):
+        for level, rows in enumerate((40, 20, 0, 6, 2)):
+            x, labels, weights = head_outputs(rows, draw, loop, dtype)
+            keywords = dict(avg_factor=17) if step else dict(avg_factor=3, ignore_index=-100, label="x")
+            compare(module, loop, x, labels, weights, device, **keywords)
+        module.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_boxes_of_five_levels_a_step(dtype, device, draw):
+    """As above, where N is the sum of the weights; predictions may be 16-bit while targets are not."""
+    loop = Loop("r", 10, momentum=0.7, variant="mmdet")
+    module = GHMR(mu=0.02, bins=10, momentum=0.7, loss_weight=10.0).to(device)
+    for _ in range(2):
+        for rows in (60, 15, 0, 7, 1):
+            target = torch.randn(rows, 4, generator=draw)
+            x = target + torch.randn(rows, 4, generator=draw) * 10 ** (torch.rand(rows, 1, generator=draw) * 3 - 3)
+            weight = torch.randint(0, 3, (rows, 1), generator=draw).expand(rows, 4) * 0.7
+            compare(module, loop, off_edges(x.to(dtype), target, loop), target, weight, device, avg_factor=5)
+        module.eval()
+
+
+@pytest.mark.parametrize("kind", ["c", "r"])
+@pytest.mark.parametrize("default", ["mean", "sum", "none"])
+@pytest.mark.parametrize("override", [None, "mean", "sum", "none"])
+def test_reductions(kind, default, override, device, draw):
+    """"sum" is not divided, "none" neither; the override wins over the constructor, positional and keyword."""
+    loop = Loop(kind, 10, variant="mmdet")
+    target = (torch.rand(30, 4, generator=draw) > 0.7).float() if kind == "c" else torch.randn(30, 4, generator=draw)
+    x = off_edges(target + torch.randn(30, 4, generator=draw), target, loop)
+    weight = torch.rand(30, 4, generator=draw) - 0.2
+    module = (GHMC if kind == "c" else GHMR)(reduction=default)
+    compare(module, loop, x, target, weight, device, override or default, reduction_override=override)
+    leading = (override,) if kind == "c" else (None, override)  # GHMR has avg_factor before it
+    arguments = [t.to(device) for t in (x, target, weight)]
+    assert torch.equal(module(*arguments, *leading), module(*arguments, reduction_override=override))
+
+
+def test_defaults_and_signatures():
+    """Configurations that name nothing must train as they did: 10 bins, no momentum."""
+    for module in (GHMC(), GHMR()):
+        assert (module.bins, module.momentum, module.loss_weight, module.reduction) == (10, 0, 1.0, "mean")
+        assert "acc_sum" not in module.state_dict()
+    assert GHMC().use_sigmoid is True and GHMR().mu == 0.02
+    positional = GHMC(30, 0.75, True, 2.0, "sum")
+    assert (positional.bins, positional.momentum, positional.loss_weight, positional.reduction) == (30, 0.75, 2.0, "sum")
+    boxes = GHMR(0.1, 12, 0.7, 10.0, "none")
+    assert (boxes.mu, boxes.bins, boxes.momentum, boxes.loss_weight, boxes.reduction) == (0.1, 12, 0.7, 10.0, "none")
+
+
+def test_calls_by_keyword(device, draw):
+    """mmdetection's names: pred, target, label_weight. Unknown keywords are for GHMC to ignore, not for GHMR."""
+    x, target, weight = torch.randn(5, 4, device=device), torch.zeros(5, 4, device=device), torch.ones(5, 4, device=device)
+    for module in (GHMC(), GHMR()):
+        by_name = module(pred=x, target=target, label_weight=weight, avg_factor=7.0)
+        assert torch.equal(by_name, module(x, target, weight))
+    GHMC()(x, target, weight, anything=1)
+    with pytest.raises(TypeError, match="anything"):
+        GHMR()(x, target, weight, anything=1)
+
+
+def test_class_indices_and_their_expansion_agree(device, draw):
+    """Heads pass labels and a weight an anchor, or both expanded; the calls differ in shape, not in meaning."""
+    x, labels, weights = head_outputs(30, draw, Loop("c", 10))
+    module = GHMC()
+    dense, full = expand(labels, 80), weights.unsqueeze(1).expand(30, 80)
+    value = module(x.to(device), labels.to(device), weights.to(device))
+    assert_near(value, module(x.to(device), dense.to(device), full.to(device)).cpu(), LOSS, 0.0)
+
+
+@pytest.mark.parametrize("bins", [10, 11, 12, 19, 20, 25, 50, 100])
+def test_regions_by_comparison_with_the_edges(bins, device, by_environment):
+    """Counts by mmdetection's comparisons for logits beside every edge, and g = 1 in the last region.
+
+    Exact for the eager path; another sigmoid may move some of the five elements at each edge, and no more.
+    """
+    edges = torch.arange(bins + 1).float() / bins
+    at = torch.logit(edges[1:-1].double()).float()
+    beside = [torch.nextafter(at, torch.tensor(side)) for side in (-torch.inf, torch.inf)]
+    x = torch.cat([at, *beside, *(torch.nextafter(b, b * 2) for b in beside), torch.tensor([40.0, 0.0, 17.0])])
+    g = x.sigmoid()
+    expected = torch.stack([((g >= low) & (g < high)).sum() for low, high in zip(edges[:-1], [*edges[1:-1], 2.0])])
+    module = GHMC(bins=bins, momentum=0.5).to(device)
+    module(x.to(device), torch.zeros_like(x).to(device), torch.ones_like(x).to(device))
+    counts = module.acc_sum.cpu() * 2
+    assert counts.sum() == len(x)
+    moved = (counts.cumsum(0) - expected.cumsum(0)).abs().max()
+    assert moved <= (0 if (by_environment, device) == ("eager", "cpu") else 5)
+    assert counts[-1] >= 2
+
+
+def test_weights_beyond_float16(device):
+    """More than 65,504 elements in one region, one in another: its weight N / 1 does not fit the predictions' dtype."""
+    x = torch.full((70_000, 1), -9.0, dtype=torch.float16)
+    x[123] = 1.0
+    leaf = x.to(device).requires_grad_()
+    value = GHMC(bins=10)(leaf, torch.full((70_000,), 1, device=device), torch.ones(70_000, device=device))
+    value.backward()
+    expected = (torch.nn.functional.softplus(torch.tensor([-9.0, 1.0]).double()) * torch.tensor([69_999 / 69_999, 1.0])).sum() / 2
+    assert value.item() == pytest.approx(expected.item(), rel=LOSS)
+    assert leaf.grad[123].item() == pytest.approx(torch.tensor(1.0).sigmoid().item() / 2, rel=2**-11)
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "double", "float"])
+def test_a_cast_module_keeps_its_numbers(convert, device, draw):
+    """16-bit edges lose g = 1 and 16-bit counts stop at 65,504: buffers stay float32 whatever the model becomes."""
+    x, labels, weights = (t.to(device) for t in head_outputs(30, draw, Loop("c", 30)))
+    x[0, 0] = 40.0
+    plain, cast = GHMC(30, 0.75).to(device), torch.nn.Sequential(GHMC(30, 0.75)).to(device)
+    getattr(cast, convert)()
+    cast = cast[0]
+    assert cast.edges.dtype == cast.acc_sum.dtype == torch.float32 and torch.equal(cast.edges, plain.edges)
+    for _ in range(2):
+        assert torch.equal(cast(x, labels, weights), plain(x, labels, weights))
+    assert torch.equal(cast.acc_sum, plain.acc_sum)
+
+
+def test_an_ignored_nan_anchor(device, draw):
+    """0 * NaN is NaN: a weight of 0 must select, not multiply."""
+    x, labels, weights = head_outputs(20, draw, Loop("c", 10))
+    weights[3] = 0
+    results = []
+    for junk in (0.0, torch.nan, torch.inf):
+        x[3] = junk
+        leaf = x.to(device, copy=True).requires_grad_()
+        value = GHMC()(leaf, labels.to(device), weights.to(device))
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    assert results[0][0] > 0 and all(torch.equal(a, b) for r in results for a, b in zip(r, results[0]))
+
+
+@pytest.mark.parametrize("module", [GHMC(30, 0.75), GHMR(0.02, 10, 0.7)], ids=["GHMC", "GHMR"])
+def test_checkpoints_of_mmdetection(module, device):
+    """Its keys, shapes and last edges, both ways and strictly; a resumed run continues with the same numbers."""
+    module = copy.deepcopy(module)
+    bins, last = module.bins, 1 + 1e-6 if isinstance(module, GHMC) else 1e3
+    edges = torch.arange(bins + 1).float() / bins
+    edges[-1] = last
+    assert list(module.state_dict()) == ["edges", "acc_sum"]
+    assert torch.equal(module.edges, edges)
+    checkpoint = {"edges": edges, "acc_sum": torch.arange(bins).float() + 0.5}
+    module.load_state_dict(checkpoint, strict=True)
+    assert torch.equal(module.acc_sum, checkpoint["acc_sum"])
+    x, ones = torch.full((4, 1), 0.0), torch.ones(4, 1)
+    module(x, torch.zeros(4, 1), ones)
+    region = bins // 2 if isinstance(module, GHMC) else 0
+    expected = checkpoint["acc_sum"].clone()
+    expected[region] = module.momentum * expected[region] + (1 - module.momentum) * 4
+    assert_near(module.acc_sum, expected, 1e-6, 0.0)
+    with pytest.raises(RuntimeError, match="acc_sum"):
+        module.load_state_dict({"edges": edges}, strict=True)
+
+
+def test_modules_made_under_another_default_dtype():
+    """Models built in bfloat16 set PyTorch's default; counts must not become bfloat16 by that."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        module = GHMC(30, 0.75)
+    finally:
+        torch.set_default_dtype(before)
+    assert module.acc_sum.dtype == module.edges.dtype == torch.float32
+
+
+def test_register_mmdet(monkeypatch):
+    """Configurations say type="GHMC": the names must be replaced in the registry, and nothing else registered."""
+    found = {}
+
+    def register_module(name=None, module=None, force=False):
+        assert force  # mmdetection's own classes have these names
+        found[name] = module
+
+    registry = types.ModuleType("mmdet.registry")
+    registry.MODELS = types.SimpleNamespace(register_module=register_module)
+    monkeypatch.setitem(sys.modules, "mmdet", types.ModuleType("mmdet"))
+    monkeypatch.setitem(sys.modules, "mmdet.registry", registry)
+    register_mmdet()
+    assert found == {"GHMC": GHMC, "GHMR": GHMR}
+    monkeypatch.setitem(sys.modules, "mmdet", None)
+    monkeypatch.setitem(sys.modules, "mmdet.registry", None)
+    with pytest.raises(ImportError, match="mmdet"):
+        register_mmdet()
