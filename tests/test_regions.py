@@ -76,7 +76,7 @@ def test_ghmc_at_the_edges(bins, positive, backend, device):
         assert (loss[x == 0] == bins // 2).all()  # sigmoid(0) is 1/2 to the bit, everywhere
 
 
-@pytest.mark.parametrize("bins", [10, 11, 30, 100])
+@pytest.mark.parametrize("bins", [2, 11, 50])
 def test_class_indices_at_the_edges(bins, backend, device):
     """The path of class indices has shortcuts of its own; and counts, losses and gradients must agree on the region."""
     x = around(torch.logit(torch.arange(1, bins).double() / bins).float(), 6)
@@ -117,7 +117,7 @@ def test_easy_tiles_end_before_the_first_edge(bins, backend, device):
         assert (leaf.grad > 0).all()
 
 
-@pytest.mark.parametrize("bins", [2, 10, 11, 20, 100])
+@pytest.mark.parametrize("bins", [2, 11, 30])
 def test_ghmr_at_the_edges(bins, backend, device):
     """g = i / M at d = mu * g / sqrt(1 - g^2), from both sides; and g = 1 in float32, which is below 1."""
     g = torch.arange(1, bins).double() / bins
