@@ -76,6 +76,21 @@ def test_ghmc_at_the_edges(bins, positive, backend, device):
         assert (loss[x == 0] == bins // 2).all()  # sigmoid(0) is 1/2 to the bit, everywhere
 
 
+@pytest.mark.parametrize("bins", [*BINS, 1, 49])
+def test_edges_are_compared_exactly(bins, backend, device):
+    """sigmoid(-200) is 0, so that g is the soft target to the bit: no element may differ, on any device."""
+    target = around(torch.arange(1, bins).float() / bins, 3) if bins > 1 else torch.rand(5)
+    target = torch.cat([target, torch.tensor([1e-6, 1.0])]).clamp(max=1)
+    x = torch.full_like(target, -200.0)
+    loss, grad = found_regions("c", x.to(device), target.to(device), bins, backend)
+    assert torch.equal(loss, exact_regions(target, bins)) and torch.equal(grad, loss)
+    state = torch.zeros(bins, device=device)
+    ghmc_loss(
+        x.to(device), target.to(device), bins=bins, variant="mmdet", running_counts=state, backend=backend
+    )
+    assert torch.equal(state.cpu().long(), torch.bincount(loss, minlength=bins))
+
+
 @pytest.mark.parametrize("bins", [2, 11, 50])
 def test_class_indices_at_the_edges(bins, backend, device):
     """The path of class indices has shortcuts of its own; and counts, losses and gradients must agree on the region."""
