@@ -81,7 +81,9 @@ class _EagerLoss(torch.autograd.Function):
         losses, grads = loss(*_split(tensors, count), running_counts, **arguments)
         if arguments["grad"]:
             ctx.save_for_backward(*grads)
-        return losses[0] if options.reduction != "none" else tuple(losses)
+        if options.reduction != "none":
+            return losses[0]
+        return tuple(torch.empty_like(loss).copy_(loss) for loss in losses)  # no views, which could not be changed in place
 
     @staticmethod
     def backward(ctx, *factors):
@@ -130,5 +132,7 @@ def _operators(options: Options):
 
 def _for_kernels(tensor: Tensor) -> Tensor:
     """Contiguous, and bytes for bool, of which kernels would see the sign."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        tensor = tensor.clone()  # so that it can be saved for backward
     tensor = tensor.detach().contiguous()
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 VARIANTS = ("paper", "mmdet")
 REDUCTIONS = ("mean", "sum", "none")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Population(NamedTuple):
@@ -45,6 +46,8 @@ def check_momentum(momentum) -> None:
 
 def check_mu(mu) -> None:
     check_number("mu", mu, 0, "positive and finite")
+    if not 1e-15 <= mu <= 1e15:  # its square has to be a float32
+        raise ValueError(f"mu must be from 1e-15 to 1e15, got {mu}")
 
 
 def check_options(bins, momentum, variant, reduction) -> None:
@@ -131,8 +134,14 @@ def _check_device(name: str, tensor: Tensor, of: str, device: torch.device) -> N
         raise ValueError(f"{name} must be on the device of {of}, {device}, got {tensor.device}")
 
 
+def _check_number_type(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in NUMBERS:
+        raise TypeError(f"{name} must be bool, uint8, a signed integer or a float of 16 bits or more, got {tensor.dtype}")
+
+
 def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool) -> None:
     _check_device(name, target, "input", input.device)
+    _check_number_type(name, target)
     if class_index and not (target.is_floating_point() or target.is_complex()) and target.dim() < input.dim():
         if target.dtype == torch.bool:
             raise TypeError(f"{name} must hold class indices of an integer type, got {target.dtype}")
@@ -148,8 +157,7 @@ def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool) -
 
 def _check_weight(name: str, weight: Tensor, input: Tensor) -> None:
     _check_device(name, weight, "input", input.device)
-    if weight.is_complex():
-        raise TypeError(f"{name} must be bool, integer or floating point, got {weight.dtype}")
+    _check_number_type(name, weight)
     if weight.shape != input.shape and not (input.dim() and weight.shape == input.shape[:-1]):
         other = f" or {_index_shape(input)}" if input.dim() else ""
         raise ValueError(f"{name} must have shape {_shape(input)}{other}, got {_shape(weight)}")

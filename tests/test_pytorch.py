@@ -71,6 +71,32 @@ def test_changed_input_is_noticed(device):
         loss.backward()
 
 
+def test_results_can_be_changed_in_place(backend, device):
+    """As of any other loss: `loss *= weight` on a number or on the losses of the elements."""
+    x, labels = logits(23, 7).to(device).requires_grad_(), torch.randint(-1, 7, (23,), device=device)
+    for reduction in ("mean", "none"):
+        loss = ghm_triton.ghmc_loss(x, labels, reduction=reduction, backend=backend)
+        loss *= 2
+        loss.sum().backward()
+
+
+def test_targets_made_in_inference_mode(backend, device):
+    with torch.inference_mode():
+        labels = torch.zeros(23, dtype=torch.int64, device=device)
+    x = logits(23, 7).to(device).requires_grad_()
+    ghm_triton.ghmc_loss(x, labels, backend=backend).backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_targets_outside_0_and_1_fall_into_the_last_region(backend, device):
+    """They are a mistake that is not looked for, but no index may leave its table for them."""
+    for target in (1.04, 1.1, 1e30):
+        state = torch.zeros(31, device=device)
+        x, t = torch.full((4, 4), -20.0, device=device), torch.full((4, 4), target, device=device)
+        ghm_triton.ghmc_loss(x, t, running_counts=state, backend=backend)
+        assert state[29] == 16
+
+
 VALUES = st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 1e4, -1e4, 88.0, -88.0, 3.4e38, -3.4e38, float("inf"), -float("inf")])
 
 
