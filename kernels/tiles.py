@@ -136,4 +136,5 @@ def add_compensated(total, error, value):
     """total + value with the rounding error kept apart (Kahan), for sums of many equal terms."""
     corrected = value - error
     after = total + corrected
-    return after, (after - total) - corrected
+    lost = (after - total) - corrected
+    return after, tl.where(lost == lost, lost, 0.0)  # an infinite total stays infinite

@@ -239,3 +239,11 @@ def test_register_mmdet(monkeypatch):
     monkeypatch.setitem(sys.modules, "mmdet.registry", None)
     with pytest.raises(ImportError, match="mmdet"):
         register_mmdet()
+
+
+def test_epsilon_of_the_mean(device):
+    """'mean' divides by tot + the float32 epsilon: visible in float64, and where tot is 1."""
+    x, zero, one = torch.tensor([[1.0]], device=device).double(), torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
+    ratio = GHMC()(x, zero, one) / torch.nn.functional.softplus(x).item()
+    assert ratio.item() == pytest.approx(1 / (1 + torch.finfo(torch.float32).eps), rel=1e-12)
+    assert GHMC(reduction="sum")(x, zero, one).item() == pytest.approx(torch.nn.functional.softplus(x).item(), rel=1e-12)
