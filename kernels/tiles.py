@@ -86,6 +86,13 @@ def is_plain(
 
 
 @triton.jit
+def _positive_as_it_was(weight):
+    """As fp32, in which a positive fp64 may have become 0."""
+    rounded = weight.to(tl.float32)
+    return tl.where((weight > 0) & (rounded == 0), 1e-38, rounded)
+
+
+@triton.jit
 def load_weight(
     weight_ptr, start, n, lane, COLUMNS: tl.constexpr, ANCHOR_WEIGHT: tl.constexpr, ELEMENT_WEIGHT: tl.constexpr
 ):
@@ -93,9 +100,9 @@ def load_weight(
     inside = start + lane < n
     if ANCHOR_WEIGHT:
         first, anchor, _ = anchor_of(start, lane, COLUMNS)
-        weight = tl.load(weight_ptr + first + anchor, mask=inside, other=0).to(tl.float32)
+        weight = _positive_as_it_was(tl.load(weight_ptr + first + anchor, mask=inside, other=0))
     elif ELEMENT_WEIGHT:
-        weight = load_tile(weight_ptr, start, n, lane).to(tl.float32)
+        weight = _positive_as_it_was(load_tile(weight_ptr, start, n, lane))
     else:
         weight = tl.where(inside, 1.0, 0.0)
     return weight
