@@ -247,3 +247,14 @@ def test_epsilon_of_the_mean(device):
     ratio = GHMC()(x, zero, one) / torch.nn.functional.softplus(x).item()
     assert ratio.item() == pytest.approx(1 / (1 + torch.finfo(torch.float32).eps), rel=1e-12)
     assert GHMC(reduction="sum")(x, zero, one).item() == pytest.approx(torch.nn.functional.softplus(x).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_sum_of_the_weights_is_at_least_one(reduction, device, draw):
+    """Weights of 0.01 on two boxes: N is 1 and not 0.08, while their number decides the density."""
+    loop = Loop("r", 10, variant="mmdet")
+    target = torch.randn(6, 4, generator=draw)
+    x = off_edges(target + torch.randn(6, 4, generator=draw) * 0.02, target, loop)
+    weight = torch.zeros(6, 4)
+    weight[1:3] = 0.01
+    compare(GHMR(reduction=reduction), loop, x, target, weight, device, reduction)
