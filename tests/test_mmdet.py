@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from ghm_triton import GHMC, GHMR, register_mmdet
+from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss, register_mmdet
 from loops import GRADIENT, LOSS, ROUNDING, SMALLEST, Loop, assert_near, expand, off_edges
 
 
@@ -258,3 +258,11 @@ def test_the_sum_of_the_weights_is_at_least_one(reduction, device, draw):
     weight = torch.zeros(6, 4)
     weight[1:3] = 0.01
     compare(GHMR(reduction=reduction), loop, x, target, weight, device, reduction)
+
+
+def test_modules_of_the_variant_update_in_eval_too(device):
+    """mmdetection's classes know no eval mode; the "paper" modules, which do, leave their state there."""
+    x, target = torch.zeros(5, 1, device=device), torch.zeros(5, 1, device=device)
+    for module in (GHMCLoss(variant="mmdet"), GHMRLoss(variant="mmdet"), GHMCLoss(), GHMRLoss()):
+        module.to(device).eval()(x, target)
+        assert module.running_counts.sum() == (5 * 0.25 if module.variant == "mmdet" else 0)
