@@ -121,7 +121,10 @@ class _TritonLoss(torch.autograd.Function):
         scalars = [options.bins] if options.mu is None else [options.mu, options.bins]
         _, backward, _ = _operators(options)
         factors = [factor.detach().contiguous() for factor in factors]
-        return _all_gradients(ctx, backward(factors, *_split(tensors, ctx.count), coefficients, *scalars))
+        population = _split(tensors, ctx.count)
+        if options.mu is not None and any(ctx.needs_input_grad[3 + ctx.count :]):  # targets may be wider than inputs
+            population = population._replace(inputs=[input.float() for input in population.inputs])
+        return _all_gradients(ctx, backward(factors, *population, coefficients, *scalars))
 
 
 def _operators(options: Options):
