@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .regions import floor_misses_edges, region_edges
 
-CHUNK = 1 << 20  # elements: 1 MB of fp32, and enough of them to hide the cost of a call
+CHUNK = 1 << 20  # elements: 4 MB of fp32, and enough of them to hide the cost of a call
 BLOCK = 32  # elements that ClassIndexLevel judges together
 ACCURATE = 0.9  # up to this g the loss -log(1 - g) of fp32 g, itself good to 1e-7, is good to 5e-7
 
@@ -216,14 +216,15 @@ class ClassIndexLevel(_Level):
         table = self._table(coefficients)
         for (rows, first, positive, end), (hard, slots, extreme) in zip(self._flat_chunks(), self.found):
             norm = self.norm[first:end]
-            coefficient = _lookup(table, slots)
             x = self.input[rows].reshape(-1)
             loss = self._losses(norm, x, extreme, losses[first:end] if unreduced else buffer[: end - first])
             loss[positive] = F.softplus(-x[positive].to(self.dtype))
+            coefficient = _lookup(table, slots)
             total += self._weigh(loss, hard, coefficient, coefficients[0], total=not unreduced)
             if grad:
                 norm[positive] = -(-x[positive].to(self.dtype)).sigmoid()
                 self._weigh(norm, hard, coefficient, coefficients[0])
+            del coefficient  # the next chunk needs the memory
         size = self.input.numel()
         return (
             losses[:size].view(self.shape) if unreduced else total,
@@ -234,9 +235,9 @@ class ClassIndexLevel(_Level):
         """softplus(x) = -log(1 - g) for g = sigmoid(x), from x where 1 - g is not accurate; 0 where g is 0."""
         blocks = norm.view(-1, BLOCK)
         if 4 * len(extreme) > len(blocks):  # max(x, 0) - log(1 - min(g, 1 - g)), for all of them
-            torch.neg(norm, out=output).add_(1)
-            torch.minimum(output, norm, out=output).neg_().log1p_().neg_()
-            output[: len(x)].add_(x.to(self.dtype).clamp(min=0))
+            torch.sub(norm.new_ones(()), norm, out=output)
+            torch.minimum(output, norm, out=output).neg_().log1p_()
+            torch.sub(x.to(self.dtype).clamp(min=0), output[: len(x)], out=output[: len(x)])
             return output if self.weight is None else output.masked_fill_(norm == 0, 0.0)
         torch.neg(norm, out=output).log1p_().neg_()
         if len(extreme):
