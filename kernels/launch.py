@@ -11,6 +11,7 @@ import math
 import torch
 import triton
 
+from ..distributed import all_reduce
 from ..regions import floor_misses_edges
 from .ghmc import _ghmc_accumulate_kernel, _ghmc_gradient_kernel, _ghmc_weigh_kernel
 from .ghmr import _ghmr_accumulate_kernel, _ghmr_gradient_kernel, _ghmr_weigh_kernel
@@ -105,15 +106,29 @@ class _Rows:
         return self.counts[first:], self.sums[first:]
 
 
-def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights):
+def _share(counts, sums, bins, sum_weights, group):
+    """Puts the counts of all processes, and N, into the only row of `counts` and `sums`."""
+    own = counts[0].double()
+    total = sums[0, -1:].double() if sum_weights else own[: bins + 1].sum(0, keepdim=True)
+    density, total = all_reduce(torch.cat([own[:bins], total]), group).split([bins, 1])
+    counts[0, :bins] = density
+    if sum_weights:
+        sums[0, -1:] = total
+    else:
+        counts[0, bins : bins + 1] = total - density.sum()  # NaN, which is in no region
+
+
+def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights, group):
     """Adds the rows up; returns (loss [], coefficients [slots]), both fp32, and updates running_counts in place."""
     counts, sums, slots = rows.counts, rows.sums, rows.slots
-    limit = max(1, FOLD_TILE // slots)
-    if len(counts) > limit:
+    limit = max(1, FOLD_TILE // slots) if group is None else 1
+    if len(counts) > limit or group is not None:
         counts, sums = counts.new_empty(limit, slots, dtype=torch.int64), sums.new_empty(limit, slots)
         _fold_kernel[(limit,)](
             rows.counts, rows.sums, counts, sums, len(rows.counts), SLOTS=slots, ROWS=limit, num_warps=4
         )
+    if group is not None:
+        _share(counts, sums, bins, sum_weights, group)
     loss, coefficients = sums.new_empty(()), sums.new_empty(slots)
     _harmonize_kernel[(1,)](
         counts,
@@ -139,9 +154,12 @@ def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, u
 
 
 def launch_ghmc_forward(
-    inputs, targets, weights, running_counts, bins, momentum, loss_weight, mmdet, mean, update
+    inputs, targets, weights, running_counts, bins, momentum, loss_weight, mmdet, mean, update, group
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss [], coefficients [slots]), fp32; `running_counts` (or None) is updated in place if `update`."""
+    """(loss [], coefficients [slots]), fp32; `running_counts` (or None) is updated in place if `update`.
+
+    group: name of the process group that shares the density, or None.
+    """
     with _on(inputs[0].device):
         rows = _Rows(inputs, bins)
         for input, target, weight, level in _levels(inputs, targets, weights):
@@ -158,7 +176,7 @@ def launch_ghmc_forward(
                 **_anchors(input, target, weight, ACCUMULATE_BLOCK),
                 **_specialisation(input, target, weight, bins, ACCUMULATE_BLOCK),
             )
-        return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, False)
+        return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, False, group)
 
 
 def launch_ghmc_backward(grads, inputs, targets, weights, coefficients, bins) -> list[torch.Tensor]:
@@ -203,7 +221,7 @@ def launch_ghmc_weigh(inputs, targets, weights, coefficients, bins) -> list[torc
 
 
 def launch_ghmr_forward(
-    inputs, targets, weights, running_counts, mu, bins, momentum, loss_weight, mmdet, mean, update
+    inputs, targets, weights, running_counts, mu, bins, momentum, loss_weight, mmdet, mean, update, group
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As launch_ghmc_forward; "mmdet" takes the sum of the weights for the number of elements."""
     sum_weights = mmdet and bool(weights)
@@ -222,7 +240,7 @@ def launch_ghmr_forward(
                 SUM_WEIGHTS=sum_weights,
                 **_specialisation(input, target, weight, bins, ACCUMULATE_BLOCK),
             )
-        return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights)
+        return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights, group)
 
 
 def launch_ghmr_backward(grads, inputs, targets, weights, coefficients, mu, bins) -> list[torch.Tensor]:

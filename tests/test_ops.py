@@ -24,7 +24,7 @@ def arguments(name):
     coefficients = torch.rand(16, device=DEVICE)
     scalars = [10] if name.startswith("ghmc") else [0.02, 10]
     if name.endswith("forward"):
-        return [x], [target], [weight], torch.zeros(11, device=DEVICE), *scalars, 0.5, 1.0, False, True, True
+        return [x], [target], [weight], torch.zeros(11, device=DEVICE), *scalars, 0.5, 1.0, False, True, True, None
     grads = [[torch.ones((), device=DEVICE)]] if name.endswith("backward") else []
     return *grads, [x], [target], [weight], coefficients, *scalars
 
@@ -46,7 +46,7 @@ def test_coefficients_have_the_size_that_the_fake_says():
     for bins in (1, 2, 3, 10, 14, 15, 30, 31, 62, 63, 100):
         x, target = torch.randn(3, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
         _, coefficients = torch.ops.ghm_triton.ghmc_forward(
-            [x], [target], [], None, bins, 0.0, 1.0, False, True, True
+            [x], [target], [], None, bins, 0.0, 1.0, False, True, True, None
         )
         assert len(coefficients) == _slots(bins) >= bins + 2
 
