@@ -1,7 +1,7 @@
 """The losses as differentiable functions of lists of levels. The harmonizing weights are constants: none flows through.
 
-Autograd functions in the style that torch.func and torch.compile take: forward without context, and everything that
-backward needs among the inputs and outputs.
+The operators know their derivative, so that compiled and exported graphs can hold them. torch.func needs the same as an
+autograd.Function, which is what runs otherwise.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from .checks import Population
 class Options(NamedTuple):
     """What one call asks for.
 
-    mu is None for GHM-C; `update` tells whether running_counts takes this call in, `grad` whether a gradient will be
+    mu is None for GHM-C; `update` tells whether running_counts takes this call in, `grad` whether a gradient may be
     asked for; group is the name of the process group that shares the density, or None.
     """
 
@@ -33,18 +33,16 @@ class Options(NamedTuple):
 
 def evaluate(population: Population, running_counts: Tensor | None, options: Options, *, triton: bool) -> list[Tensor]:
     """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
-    function = _TritonLoss if triton else _EagerLoss
-    count = len(population.inputs)
-    compiling = torch.compiler.is_compiling()
+    compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     tensors = [tensor for tensors in population for tensor in tensors]
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd refuses to keep what inference mode made
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
         tensors = [_for_kernels(tensor) for tensor in tensors]
-    if compiling and not options.grad:  # of such a function Dynamo would trace the context as well
-        outputs = function.forward(options, running_counts, count, *tensors)
+    if compiling:
+        outputs = _call(triton, options, running_counts, count, tensors)
     else:
-        outputs = function.apply(options, running_counts, count, *tensors)
+        outputs = _Loss.apply(triton, options, running_counts, count, *tensors)
     return list(outputs[: _losses(options, count)])
 
 
@@ -62,30 +60,97 @@ def _split(tensors, count: int) -> Population:
     return Population(list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :]))
 
 
-def _all_gradients(ctx, grads: list[Tensor | None]):
-    """From the inputs' gradients to those of apply's arguments; a GHM-R target's is the negative of its input's."""
-    options, count, dtypes = ctx.options, ctx.count, ctx.dtypes
-    wanted = ctx.needs_input_grad[3:]
-    pairs = [
-        *[(grad, i) for i, grad in enumerate(grads)],
-        *[(grad, count + i) for i, grad in enumerate(grads) if options.mu is not None],
+def _call(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
+    """The operator's losses, then what its backward needs."""
+    operator = torch.ops.ghm_triton.forward if triton else torch.ops.ghm_triton.eager
+    outputs = operator(*_split(tensors, count), running_counts, *options)
+    if running_counts is not None and options.update:
+        *outputs, state = outputs
+        running_counts.copy_(state)
+    return outputs
+
+
+def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
+    """Keeps gradients with a factor missing (eager), or coefficients and the tensors to read again (Triton)."""
+    ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
+    ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
+    ctx.set_materialize_grads(False)
+    first = _losses(options, ctx.count)
+    if triton:
+        ctx.save_for_backward(outputs[first], *population.inputs, *population.targets, *population.weights)
+    elif options.grad:
+        ctx.save_for_backward(*outputs[first : first + ctx.count])
+
+
+def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
+    """Of the inputs, then of the targets; a GHM-R target's is the negative of its input's."""
+    options, count = ctx.options, ctx.count
+    factors = factors[: _losses(options, count)]
+    found = [None] * (2 * count)
+    if all(factor is None for factor in factors):
+        return found
+    kept, *tensors = ctx.saved_tensors
+    if ctx.triton:
+        grads = _by_kernels(factors, _split(tensors, count), kept, options, any(wanted[count:]))
+    else:
+        factors = factors * count if len(factors) < count else factors
+        grads = [
+            None if factor is None else grad * factor.detach() for grad, factor in zip(ctx.saved_tensors, factors)
+        ]
+    for i, grad in enumerate(grads):
+        if grad is not None and wanted[i]:
+            found[i] = grad.to(ctx.dtypes[i])
+        if grad is not None and wanted[count + i] and options.mu is not None:
+            found[count + i] = grad.neg().to(ctx.dtypes[count + i])
+    if torch.is_grad_enabled():  # create_graph=True
+        found = [grad if grad is None else _Once.apply(grad, kept) for grad in found]
+    return found
+
+
+def _by_kernels(factors, population: Population, coefficients: Tensor, options: Options, of_targets: bool):
+    inputs, targets, weights = [[tensor.detach() for tensor in tensors] for tensors in population]
+    factors = [
+        torch.zeros_like(inputs[i], dtype=torch.float32) if factor is None else factor.detach().contiguous()
+        for i, factor in enumerate(factors)
     ]
-    found = [None] * len(wanted)
-    for grad, i in pairs:
-        if wanted[i] and grad is not None:
-            found[i] = (grad if i < count else grad.neg()).to(dtypes[i])
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        found = [grad if grad is None else _Once.apply(grad.detach().requires_grad_()) for grad in found]
-    return None, None, None, *found
+    if of_targets:  # which may be wider than inputs
+        inputs = [input.float() for input in inputs]
+    return torch.ops.ghm_triton.backward(
+        factors, inputs, targets, weights, coefficients.detach(), options.mu, options.bins
+    )
 
 
-class _Once(torch.autograd.Function):
-    """The identity on a gradient that must not be differentiated itself: a graph through it would be wrong in silence."""
+class _Loss(torch.autograd.Function):
+    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights): as _call."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad):
+    def forward(triton, options, running_counts, count, *tensors):
+        return tuple(_call(triton, options, running_counts, count, tensors))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        triton, options, _, count, *tensors = inputs
+        _remember(ctx, triton, options, _split(tensors, count), output)
+
+    @staticmethod
+    def backward(ctx, *factors):
+        wanted = ctx.needs_input_grad[4:]
+        found = _gradients(ctx, factors, wanted[: 2 * ctx.count])
+        return None, None, None, None, *found, *[None] * (len(wanted) - len(found))
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that must not be differentiated itself: a graph through it would be wrong in silence.
+
+    `kept`, an output of the loss's own node, makes the result depend on what the loss depends on.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, kept):
         return grad.view_as(grad)
 
     @staticmethod
@@ -97,121 +162,23 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("the GHM losses can be differentiated once: their gradient was used in another backward pass")
 
 
-class _Loss(torch.autograd.Function):
-    """apply(options, running_counts, number of levels, *inputs, *targets, *weights): losses, and what backward needs."""
+def _register(name: str) -> None:
+    triton = name == "forward"
 
-    @staticmethod
-    def _remember(ctx, inputs, output):
-        """(what was computed for backward, apply's tensors)."""
-        ctx.options, _, ctx.count, *tensors = inputs
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        kept = output[_losses(ctx.options, ctx.count) :]
-        ctx.mark_non_differentiable(*kept)
-        ctx.set_materialize_grads(False)
-        return kept, tensors
-
-    @classmethod
-    def _vmap(cls, info, in_dims, options, running_counts, count, *tensors):
-        """One population after the other: each has a density, and running counts, of its own."""
-        _, state_dim, _, *dims = in_dims
-        if running_counts is not None and state_dim is None:
-            raise RuntimeError(
-                "running_counts must be batched under vmap, one state for each population, got one state for "
-                f"{info.batch_size} of them"
-            )
-        outputs = []
-        for i in range(info.batch_size):
-            one = [tensor if dim is None else tensor.select(dim, i).contiguous() for tensor, dim in zip(tensors, dims)]
-            state = None if running_counts is None else running_counts.select(state_dim, i).contiguous()
-            outputs.append(cls.apply(options, state, count, *one))
-            if state is not None:
-                running_counts.select(state_dim, i).copy_(state)
-        return tuple(map(torch.stack, zip(*outputs))), (0,) * len(outputs[0])
-
-
-class _EagerLoss(_Loss):
-    """Computes the gradients of the inputs with the loss, up to the factor that backward brings."""
-
-    @staticmethod
-    def forward(options, running_counts, count, *tensors):
-        outputs = torch.ops.ghm_triton.eager(*_split(tensors, count), running_counts, *options)
-        if options.update and running_counts is not None:
-            *outputs, state = outputs
-            running_counts.copy_(state)
-        return tuple(outputs)
-
-    @staticmethod
     def setup_context(ctx, inputs, output):
-        grads, _ = _Loss._remember(ctx, inputs, output)
-        ctx.save_for_backward(*grads)
+        *population, running_counts = inputs[:4]
+        options = Options(*inputs[4:])
+        _remember(ctx, triton, options, Population(*map(list, population)), output)
+        if running_counts is not None and options.update:
+            ctx.mark_non_differentiable(output[-1])
 
-    @staticmethod
-    def backward(ctx, *factors):
-        factors = factors[: _losses(ctx.options, ctx.count)]
-        factors = factors * ctx.count if len(factors) < ctx.count else factors
-        grads = zip(ctx.saved_tensors, factors)
-        return _all_gradients(ctx, [None if factor is None else grad * factor.detach() for grad, factor in grads])
+    def backward(ctx, factors):
+        of_inputs, of_targets, of_weights, *others = ctx.needs_input_grad
+        found = _gradients(ctx, tuple(factors), [*of_inputs, *of_targets])
+        return found[: ctx.count], found[ctx.count :], [None] * len(of_weights), *[None] * len(others)
 
-    @staticmethod
-    def vmap(*args):
-        return _EagerLoss._vmap(*args)
-
-
-class _TritonLoss(_Loss):
-    """Launches the kernels: forward keeps one coefficient a region, backward reads the inputs again."""
-
-    @staticmethod
-    def forward(options, running_counts, count, *tensors):
-        population = _split([tensor.detach() for tensor in tensors], count)
-        forward, _, weigh = _operators(options)
-        loss, coefficients = forward(
-            *population,
-            running_counts,
-            *_scalars(options),
-            options.momentum,
-            options.loss_weight,
-            options.mmdet,
-            options.reduction == "mean",
-            options.update,
-            options.group,
-        )
-        losses = [loss] if options.reduction != "none" else weigh(*population, coefficients, *_scalars(options))
-        return *losses, coefficients
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        coefficients, tensors = _Loss._remember(ctx, inputs, output)
-        ctx.save_for_backward(*coefficients, *tensors)
-
-    @staticmethod
-    def backward(ctx, *factors):
-        options = ctx.options
-        coefficients, *tensors = ctx.saved_tensors
-        population = _split([tensor.detach() for tensor in tensors], ctx.count)
-        factors = factors[: _losses(options, ctx.count)]
-        if all(factor is None for factor in factors):
-            return None, None, None, *[None] * len(tensors)
-        factors = [
-            torch.zeros_like(population.inputs[i], dtype=torch.float32)
-            if factor is None
-            else factor.detach().contiguous()
-            for i, factor in enumerate(factors)
-        ]
-        if options.mu is not None and any(ctx.needs_input_grad[3 + ctx.count :]):  # targets may be wider than inputs
-            population = population._replace(inputs=[input.float() for input in population.inputs])
-        _, backward, _ = _operators(options)
-        return _all_gradients(ctx, backward(factors, *population, coefficients, *_scalars(options)))
-
-    @staticmethod
-    def vmap(*args):
-        return _TritonLoss._vmap(*args)
+    torch.library.register_autograd(f"ghm_triton::{name}", backward, setup_context=setup_context, lib=ops.library)
 
 
-def _operators(options: Options):
-    """(forward, backward, weigh) of the loss."""
-    name = "ghmc" if options.mu is None else "ghmr"
-    return [getattr(torch.ops.ghm_triton, f"{name}_{step}").default for step in ("forward", "backward", "weigh")]
-
-
-def _scalars(options: Options) -> list:
-    return [options.bins] if options.mu is None else [options.mu, options.bins]
+_register("eager")
+_register("forward")

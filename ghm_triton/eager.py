@@ -52,6 +52,7 @@ def _sum_of_weights(inputs, weights) -> Tensor:
     return sum(weight.sum(dtype=torch.float64) * share for weight, share in zip(weights, shares))
 
 
+@torch.no_grad()
 def compute(
     inputs: list[Tensor],
     targets: list[Tensor],
