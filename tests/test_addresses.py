@@ -1,0 +1,125 @@
+"""Where the kernels read and write, seen in Triton's interpreter: inside their arguments only, and past 2^31 elements."""
+
+import builtins
+
+import numpy
+import pytest
+import torch
+
+from compare import assert_close, logits
+from conftest import POISON
+from ghm_triton import ghmc_loss, ghmr_loss
+from ghm_triton.backend import kernels
+from ghm_triton.interpreter import interpreting
+
+pytestmark = pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter")
+if kernels is not None:
+    from triton.runtime import interpreter
+
+    from ghm_triton.kernels import launch
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Raises on any access outside of the tensors of the launch; returns the number of accesses of each launch."""
+    buffers, accesses = [], []
+    start = interpreter.GridExecutor._init_args_hst
+    builder = interpreter.InterpreterBuilder
+
+    def entered(self, args, kwargs):
+        args, kwargs = start(self, args, kwargs)
+        tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
+        buffers[:] = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors]
+        accesses.append(0)
+        return args, kwargs
+
+    def check(pointers, mask):
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        address = pointers.data[numpy.broadcast_to(mask.data.astype(bool), pointers.data.shape)].astype(numpy.uint64)
+        inside = numpy.zeros(address.shape, bool)
+        for low, high in buffers:
+            inside |= (address >= low) & (address + numpy.uint64(size) <= high)
+        assert inside.all(), f"{(~inside).sum()} of {address.size} accesses are outside of the arguments"
+        accesses[-1] += address.size
+
+    for name in ("create_masked_load", "create_masked_store"):
+        original = getattr(builder, name)
+
+        def masked(self, pointers, value_or_mask, *args, original=original, load=name.endswith("load")):
+            check(pointers, value_or_mask if load else args[0])
+            return original(self, pointers, value_or_mask, *args)
+
+        monkeypatch.setattr(builder, name, masked)
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", entered)
+    return accesses
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (51, 5), (13, 20), (2, 255), (1, 2049)], ids=str)
+def test_no_access_outside_of_the_arguments(shape, watched):
+    """Around the block sizes 256 and 2048, for each kind of target and weight; forward, backward and unreduced."""
+    x = logits(*shape).to(torch.bfloat16 if shape[1] % 2 else torch.float32).requires_grad_()
+    labels = torch.arange(shape[0]) % (shape[1] + 1)
+    targets = {"index": labels, "dense": x.detach().sigmoid()}
+    for target in targets.values():
+        for weight, reduction in (None, "none"), (torch.rand(shape) - 0.3, "none"), (labels > 0, "mean"):
+            options = dict(reduction=reduction, momentum=0.5, running_counts=torch.zeros(31), backend="triton")
+            ghmc_loss(x, target, weight, **options).sum().backward()
+            ghmr_loss(x, x.detach() * 0.9, weight, bins=30, **options).sum().backward()
+    assert min(watched) > 0
+
+
+def test_the_watch_sees_an_access_outside(watched):
+    """One number more than the tensor has."""
+    x = logits(300)
+    with pytest.raises(Exception, match="1 of 44 accesses are outside"):
+        arguments = (x[:299], x.clone(), None, torch.zeros(32), torch.ones(()), torch.empty(300), 300, 0.02, 0.0004)
+        constants = launch._specialisation(x, x, None, 30, 256) | dict(ELEMENT_GRAD=False)
+        launch._ghmr_gradient_kernel[(2,)](*arguments, **constants)
+
+
+@pytest.fixture
+def last_programs_only(monkeypatch):
+    """The interpreter runs the last two programs of a long grid, and leaves alone what the others would touch."""
+    monkeypatch.setattr(
+        interpreter,
+        "range",
+        lambda *args: builtins.range(args[0] - 2, args[0]) if len(args) == 1 and args[0] > 10**5 else builtins.range(*args),
+        raising=False,
+    )
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)  # a copy onto itself
+    monkeypatch.setattr(launch, "_resident_programs", lambda device: 2**62)
+
+
+@pytest.mark.parametrize("kind", ["index", "dense", "boxes"])
+def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
+    """The last tiles of 2^31 + 4096 + 80 elements; memory that is not touched is never there."""
+    monkeypatch.setattr(torch, "empty", POISON["empty"])
+    monkeypatch.setattr(torch, "empty_like", POISON["empty_like"])
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *size, dtype=None, **kw: POISON["empty"](*size, dtype=dtype or self.dtype)
+    )
+    rows = (2**31 + 4096) // 80 + 1
+    tail, bins = 20, 30
+    x = torch.empty(rows, 80, dtype=torch.bfloat16)
+    small = logits(tail, 80).bfloat16()
+    labels = torch.arange(tail) % 81
+    aim = small * 0.9 if kind == "boxes" else (labels[:, None] == torch.arange(80)).bfloat16()
+    target = torch.empty(rows, dtype=torch.int64) if kind == "index" else torch.empty(rows, 80, dtype=torch.bfloat16)
+    weight, few = torch.empty(rows), torch.arange(tail) % 3 - 1.0
+    x[-tail:], target[-tail:], weight[-tail:] = small, labels if kind == "index" else aim, few
+    mu, coefficients = 0.02 if kind == "boxes" else None, torch.linspace(0.1, 1, 32)
+    arguments = [torch.ones(())], [x], [target], [weight], coefficients, mu, bins
+    (grad,) = launch.launch_backward(*arguments)
+    part = [torch.ones(())], [small], [labels if kind == "index" else aim], [few], coefficients, mu, bins
+    (expected,) = launch.launch_backward(*part)
+    done = x.numel() % launch.ELEMENTWISE_BLOCK + launch.ELEMENTWISE_BLOCK
+    kept = min(done, tail * 80)
+    assert_close(grad.view(-1)[-kept:], expected.view(-1)[-kept:].double(), 0)
+    assert grad.view(-1)[-kept:].abs().sum() > 0
+
+    rows_of_sums = launch._accumulate([x], [target], [weight], mu, bins, False)
+    tiles = x.numel() % launch.ACCUMULATE_BLOCK
+    cut = launch.ACCUMULATE_BLOCK + tiles  # elements of the last two programs
+    counts = rows_of_sums.counts[-2:].sum(0)
+    wide = few[:, None].expand(tail, 80).reshape(-1)[-cut:]
+    assert counts[: bins + 1].sum() == (wide > 0).sum()
