@@ -73,7 +73,9 @@ class GraphRun(Run):
         run.prepare()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._outcome = run.timed()
+            outcome = run.timed()
+            # Autograd's graph would keep the leaf's accumulation on the stream of this capture, for the captures to come
+            self._outcome = Outcome(*(None if tensor is None else tensor.detach() for tensor in outcome))
 
     def _replay(self) -> Outcome:
         self._graph.replay()

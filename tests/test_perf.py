@@ -1,6 +1,7 @@
 """The sweep's own tests: a timing report is worth what its checks are."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,8 @@ def run(path, meter, cases=CASES, implementations=tuple(OURS.values())) -> pd.Da
     return pd.read_csv(path)
 
 
-def planted(name: str, call, formula: str = "bce") -> Implementation:
-    return Implementation(name, ("ghmc",), formula, call, takes_one_hot=True)
+def planted(name: str, call, formula: str = "bce", **fields) -> Implementation:
+    return Implementation(name, ("ghmc", "ghmr"), formula, call, takes_one_hot=True, **fields)
 
 
 def bce(case, data):
@@ -226,7 +227,36 @@ def test_plan():
     assert {case.loss for case in full if case.size == RETINANET_NAME} == {"ghmc", "ghmr"}
     assert max(case.elements for case in full) == 2 * 201_600 * 80
     assert max(case.elements for case in quick) <= 10**6
+    large = {case.distribution for case in full if (case.rows, case.columns) == (100_000, 80)}
+    assert large == {"trained", "start", "uniform"}
     assert len(set(full)) == len(full)
+
+
+def test_compiled_plan():
+    """torch.compile is timed in a few cases, and the baseline through it beside the loss through it."""
+    cases = plan_cases(quick=False, device=CPU)
+    both = [planted("eager_compiled", bce, compiles=True), planted("bce_compiled", bce, compiles=True), OURS["eager"]]
+    groups = plan_groups(cases, both, ("wall",))
+    compiled = [(case, mode, able) for case, mode, _, able in groups if both[0] in able or both[1] in able]
+    assert {mode for _, mode, _ in compiled} == {"forward_backward"} and all(able == both for *_, able in compiled)
+    assert {(case.loss, case.elements) for case, *_ in compiled} == {("ghmc", 10**6), ("ghmc", 8 * 10**6), ("ghmr", 10**6)}
+    assert len(compiled) == 3 + 3 + 3  # distributions
+
+
+def test_compiling_is_not_timed(path, meter, monkeypatch):
+    """A first call that takes as long as a compiler does leaves the time, and the number of repetitions, as they are."""
+    monkeypatch.setattr(Case, "compiled", True)
+    versions = set()
+
+    def compiles(case, data):
+        if not versions:
+            time.sleep(1.5)
+        versions.add(case)
+        return bce(case, data)
+
+    rows = run(path, meter, CASES[:1], [OURS["bce"], planted("planted", compiles, compiles=True)])
+    row = rows[rows["implementation"] == "planted"].squeeze()
+    assert row["mode"] == "forward_backward" and row["p80_ms"] < 500 and row["repetitions"] > 3
 
 
 def test_graph_plan():
