@@ -1,5 +1,7 @@
 """The sweep's own tests: a timing report is worth what its checks are."""
 
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,7 +11,8 @@ import torch
 
 pytest.importorskip("pandas")
 pytest.importorskip("tqdm")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # perf is no part of the installed package
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 
 import pandas as pd
 
@@ -112,6 +115,40 @@ def test_interrupted_sweep_goes_on(path, meter):
     assert len(rows) == 2 * len(MODES) * 2 and not rows.duplicated(KEY).any()
     calls.clear()
     assert len(run(path, meter, cases, resumed)) == len(rows) and not calls
+
+
+KILLED = """
+import os, signal, sys, pandas, torch
+from perf import meters, table
+from tests import test_perf as tests
+
+torch.set_num_threads(1)
+meters.COPY_BYTES["cpu"] = 1 << 20
+whole = pandas.DataFrame.to_csv
+
+def torn(frame, *args, **options):
+    text = whole(frame, *args, **options)
+    if sweep.done and len(sweep.done) == 5:
+        with sweep.path.open("a") as file:
+            file.write(text[: len(text) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return text
+
+pandas.DataFrame.to_csv = torn
+sweep = table.Table(sys.argv[1])
+tests.sweep(tests.CASES[:1], [tests.OURS["bce"], tests.OURS["eager"]], sweep, meters.CpuMeter(), tests.EFFORT)
+"""
+
+
+def test_killed_sweep_goes_on(path, meter):
+    """A process killed in the middle of its sixth row leaves five, and a torn one that is made again."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = path.read_bytes()
+    assert left.count(b"\n") == 1 + 5 and not left.endswith(b"\n")
+    rows = run(path, meter, CASES[:1], [OURS["bce"], OURS["eager"]])
+    assert path.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
+    assert len(rows) == 2 * len(MODES) and not rows.duplicated(KEY).any() and (rows["status"] == "ok").all()
 
 
 def test_foreign_file_is_left_alone(path):
