@@ -20,10 +20,12 @@ from perf.cases import RETINANET_NAME, Case, make_data, plan_cases
 from perf.implementations import Implementation, find_implementations
 from perf.meters import COPY_BYTES, CpuMeter
 from perf.reference import Reference
-from perf.report import compare, document, load, markdown, plot
+from perf.plots import plot
+from perf.report import load, main, markdown, page
 from perf.runs import MODES, LossRun
 from perf.sweep import Effort, plan_groups, sweep
 from perf.table import COLUMNS, KEY, Table
+from perf.tables import compare
 
 CPU = torch.device("cpu")
 EFFORT = Effort(0.01, (3, 10))
@@ -306,6 +308,7 @@ def test_graph_plan():
 
 
 def test_report(path, meter, tmp_path):
+    """One page with everything in it; of two files, what is worse by more than the spread is marked, and only that."""
     pytest.importorskip("matplotlib")
     run(path, meter, CASES[:1])
     later = tmp_path / "later.csv"
@@ -315,9 +318,24 @@ def test_report(path, meter, tmp_path):
     text.loc[0, ["status", "p50_ms", "ratio_to_bce"]] = ["wrong", None, None]
     text.to_csv(later, index=False)
     rows = load([path, later])
+    table = compare(rows, "sweep", "later")
+    marked = table[table["mark"] == "worse"]
+    assert list(marked["implementation"]) == ["eager"] and list(marked["ratio"]) == ["100.00"]
+    assert set(table["mark"]) == {"", "worse"} and len(table) == (rows["mode"] == "forward_backward").sum() / 2
     images = plot(rows, tmp_path)
-    assert len(images) == 4 and all(image.stat().st_size > 1000 for image in images)
-    page = document(rows, images)
-    assert "wrong" in page and "(1.00x)" in markdown(rows) and images[0].name in page
-    marks = [line for line in compare(rows, "sweep", "later").splitlines() if "worse" in line]
-    assert len(marks) == 1 and all("eager" in line and "100.00" in line for line in marks)
+    assert len(images) == 6 and all(image.read_bytes().startswith(b"\x89PNG") for image in images)
+    text, whole = markdown(rows, images), page(rows, images)
+    for shown in ("wrong", "(1.00x)", f"--threads {torch.get_num_threads()} --out sweep.csv", rows["torch"][0], CpuMeter().name):
+        assert shown in text and shown in whole
+    assert images[0].name in text and 'class="worse"' in whole
+    assert whole.count("data:image/png;base64,") == 6 and "src=\"http" not in whole and "href" not in whole
+
+
+def test_report_of_one_file(path, meter, capsys):
+    pytest.importorskip("matplotlib")
+    run(path, meter, CASES[:1], [OURS["bce"]])
+    assert main([str(path)]) == 0 and "(1.00x)" in capsys.readouterr().out
+    folder = path.with_name("sweep-report")
+    assert {"report.md", "report.html"} <= {file.name for file in folder.iterdir()}
+    with pytest.raises(ValueError, match="different names"):
+        main([str(path), str(path)])
