@@ -9,7 +9,7 @@ FORWARD_BACKWARD = "forward_backward"
 
 def as_markdown(table: pd.DataFrame) -> str:
     """A table of texts, all shown as they are."""
-    lines = [list(table.columns), ["---"] * len(table.columns)] + table.astype(str).values.tolist()
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)] + table.astype(str).values.tolist()
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
