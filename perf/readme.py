@@ -11,7 +11,7 @@ import pandas as pd
 
 from .cases import BASE, Case
 from .report import load
-from .tables import FORWARD_BACKWARD, as_markdown
+from .tables import FORWARD_BACKWARD, as_markdown, three_digits
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = {"ghmc": "GHM-C", "ghmr": "GHM-R"}
@@ -20,6 +20,7 @@ NAMES = {
     "eager": "this package, eager",
     "eager_compiled": "eager, torch.compile",
     "bce_compiled": "cross entropy, torch.compile",
+    "bce": "cross entropy",
     "region_loop": "loop over regions",
     "torchvision_focal": "focal loss",
     "smooth_l1": "smooth L1",
@@ -55,7 +56,7 @@ def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
         line["ns an element"] = f"{own.loc['eager', 'p50_ms'] * 1e6 / elements:.1f}"
         for name in names:
             cell = own.loc[name] if name in own.index else None
-            line[NAMES[name]] = "" if cell is None else f"{cell['p50_ms']:.3g} ms ({cell['ratio_to_bce']:.2f})"
+            line[NAMES[name]] = "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio_to_bce']:.2f})"
         lines.append(line)
     return pd.DataFrame(lines).sort_values("loss", kind="stable")
 
@@ -64,7 +65,7 @@ def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds for SMALLEST elements."""
     rows = _base(rows)
     rows = rows[(rows["elements"] == SMALLEST) & rows["implementation"].isin(["eager", "region_loop"])]
-    rows = rows.assign(cell=rows["p50_ms"].map("{:.3g}".format), name=rows["implementation"].map(NAMES))
+    rows = rows.assign(cell=rows["p50_ms"].map(three_digits), name=rows["implementation"].map(NAMES))
     table = rows.pivot(index=["loss", "name"], columns="bins", values="cell").fillna("").reset_index()
     return table.assign(loss=table["loss"].map(LOSSES)).rename(columns={"name": "ms at 1,000,000; bins:"})
 

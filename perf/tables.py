@@ -26,11 +26,15 @@ def times(rows: pd.DataFrame, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
     return table[shown]
 
 
+def three_digits(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
+
+
 def _cell(row) -> str:
     if row.status != "ok":
         return row.status
     ratio = "" if pd.isna(row.ratio_to_bce) else f" ({row.ratio_to_bce:.2f}x)"
-    return f"{row.p50_ms:.3g} ms{ratio}"
+    return f"{three_digits(row.p50_ms)} ms{ratio}"
 
 
 def compare(rows: pd.DataFrame, first: str, second: str, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
