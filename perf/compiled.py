@@ -2,11 +2,11 @@
 
     python -m perf.compiled [--targets sm_80 sm_89 sm_90 sm_100 gfx942] [--out FILE.csv]
 
-One row a target, kernel and configuration: registers, spills, shared memory, widths of global accesses, occupancy, and the
-instructions an element by class on the shortest way (an easy tile) and on the longest; "special" are those of the unit for
-exp2, reciprocals, conversions and counting bits. Also printed: which resource bounds each elementwise kernel on a device of
-the target, and how long it takes relative to moving its bytes (1: as fast as the memory). A bound, not a measurement: every
-unit is taken to work at its peak rate, all the time.
+One row a target, kernel and configuration: registers, spills, shared memory, widths of global accesses, occupancy, and
+the instructions an element by class on the shortest way (an easy tile) and on the longest; "special" are those of the
+unit for exp2, reciprocals, conversions and counting bits. Also printed: which resource bounds each elementwise kernel on
+a device of the target, and how long it takes relative to moving its bytes (1: as fast as the memory). A bound, not a
+measurement: every unit is taken to work at its peak rate, all the time.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from .machine_code import CLASSES, MachineCode, read
 
 
 class Device(NamedTuple):
-    """Vendor's figures. Rates are lanes a clock and multiprocessor (compute unit); AMD's scalar unit issues beside them.
+    """Vendor's figures. Rates are lanes a clock and multiprocessor (compute unit), without AMD's scalar unit.
 
     What a unit holds at most: warps, programs, bytes of shared memory.
     """

@@ -71,7 +71,7 @@ def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
-    """Modelled time over that of moving the bytes, on the easy and on the hard way, of the kernels that every use has."""
+    """Modelled time over that of moving the bytes, on the easy and on the hard way, of CONFIGURATIONS."""
     rows = compiled[compiled["configuration"].isin(CONFIGURATIONS) & compiled["block"].notna()]
     step = rows["kernel"].str.extract("(accumulate|gradient)")[0]
     cells = [f"{row.easy_over_memory:.2f} / {row.hard_over_memory:.2f}" for row in rows.itertuples()]

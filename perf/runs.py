@@ -74,7 +74,7 @@ class GraphRun(Run):
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             outcome = run.timed()
-            # Autograd's graph would keep the leaf's accumulation on the stream of this capture, for the captures to come
+            # Its autograd graph would keep the leaf's accumulation on this stream, for captures to come
             self._outcome = Outcome(*(None if tensor is None else tensor.detach() for tensor in outcome))
 
     def _replay(self) -> Outcome:

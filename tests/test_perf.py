@@ -278,7 +278,8 @@ def test_compiled_plan():
     groups = plan_groups(cases, both, ("wall",))
     compiled = [(case, mode, able) for case, mode, _, able in groups if both[0] in able or both[1] in able]
     assert {mode for _, mode, _ in compiled} == {"forward_backward"} and all(able == both for *_, able in compiled)
-    assert {(case.loss, case.elements) for case, *_ in compiled} == {("ghmc", 10**6), ("ghmc", 8 * 10**6), ("ghmr", 10**6)}
+    sizes = {(case.loss, case.elements) for case, *_ in compiled}
+    assert sizes == {("ghmc", 10**6), ("ghmc", 8 * 10**6), ("ghmr", 10**6)}
     assert len(compiled) == 3 + 3 + 3  # distributions
 
 
@@ -325,7 +326,8 @@ def test_report(path, meter, tmp_path):
     images = plot(rows, tmp_path)
     assert len(images) == 6 and all(image.read_bytes().startswith(b"\x89PNG") for image in images)
     text, whole = markdown(rows, images), page(rows, images)
-    for shown in ("wrong", "(1.00x)", f"--threads {torch.get_num_threads()} --out sweep.csv", rows["torch"][0], CpuMeter().name):
+    command = f"--threads {torch.get_num_threads()} --out sweep.csv"
+    for shown in ("wrong", "(1.00x)", command, rows["torch"][0], CpuMeter().name):
         assert shown in text and shown in whole
     assert images[0].name in text and 'class="worse"' in whole
     assert whole.count("data:image/png;base64,") == 6 and "src=\"http" not in whole and "href" not in whole
