@@ -12,6 +12,9 @@ POSITIVE_ANCHORS = 0.005
 # RetinaNet at 800 x 1333, padded to 800 x 1344: levels P3 to P7, 9 anchors a cell, batch 2.
 RETINANET = 2 * 9 * (100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11)
 RETINANET_NAME = "RetinaNet 800x1333 batch 2"
+ANCHORS = 100_000  # half an image of RetinaNet at 800 x 1333
+COMPILED_SIZES = (10**6, ANCHORS * CLASSES)
+BASE = {"ghmc": {}, "ghmr": {"bins": 10, "target": "dense"}}  # fields other than the defaults of Case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,12 @@ class Case:
     @property
     def elements(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile is timed too: each case costs it most of a minute."""
+        base = Case(self.loss, self.rows, self.columns, distribution=self.distribution, **BASE[self.loss])
+        return self.elements in COMPILED_SIZES and self == base
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -95,7 +104,6 @@ def _sized(loss: str, elements: float, **fields) -> Case:
 
 def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
     """From one base case for each loss, the sizes, and then one factor at a time."""
-    base = {"ghmc": {}, "ghmr": {"bins": 10, "target": "dense"}}
     if quick:
         sizes, at, bins, dtypes = [1e4, 1e5, 1e6], 1e5, [10, 100], ["bfloat16"]
     else:
@@ -105,7 +113,7 @@ def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
         sizes, bins = sizes + [1e8], bins + [300]
         sizes = sizes if quick else sizes + [1e9]
     cases = []
-    for loss, fields in base.items():
+    for loss, fields in BASE.items():
         cases += [_sized(loss, elements, **fields) for elements in sizes]
         if not quick or device.type != "cpu":
             cases.append(_named(loss, **fields))
@@ -114,6 +122,8 @@ def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
         variants += [{"distribution": distribution} for distribution in ("start", "uniform")]
         variants += [{"target": "dense"}] if loss == "ghmc" else []
         cases += [_sized(loss, at, **(fields | variant)) for variant in variants]
+    if not quick:
+        cases += [Case("ghmc", ANCHORS, CLASSES, distribution=name) for name in ("trained", "start", "uniform")]
     if device.type != "cpu":
         cases.append(_named("ghmc", dtype="bfloat16"))
         cases.append(_named("ghmc", distribution="uniform"))

@@ -1,11 +1,12 @@
 """What the compilers make of every kernel, and what would bound it: no GPU needed.
 
-    python -m perf.compiled [--targets sm_80 sm_90 sm_100 gfx942] [--out FILE.csv]
+    python -m perf.compiled [--targets sm_80 sm_89 sm_90 sm_100 gfx942] [--out FILE.csv]
 
-One row a target, kernel and configuration: registers, spills, shared memory, widths of global accesses, occupancy, and the
-instructions an element by class on the shortest way (an easy tile) and on the longest. Printed: which resource bounds each
-elementwise kernel on known devices, and how long it takes relative to moving its bytes. A bound, not a measurement: every unit
-is taken to work at its peak rate, all the time.
+One row a target, kernel and configuration: registers, spills, shared memory, widths of global accesses, occupancy, and
+the instructions an element by class on the shortest way (an easy tile) and on the longest; "special" are those of the
+unit for exp2, reciprocals, conversions and counting bits. Also printed: which resource bounds each elementwise kernel on
+a device of the target, and how long it takes relative to moving its bytes (1: as fast as the memory). A bound, not a
+measurement: every unit is taken to work at its peak rate, all the time.
 """
 
 import argparse
@@ -21,9 +22,12 @@ from .machine_code import CLASSES, MachineCode, read
 
 
 class Device(NamedTuple):
-    """Vendor's figures. Rates are lanes a clock and multiprocessor (compute unit)."""
+    """Vendor's figures. Rates are lanes a clock and multiprocessor (compute unit), without AMD's scalar unit.
 
-    target: str
+    What a unit holds at most: warps, programs, bytes of shared memory.
+    """
+
+    name: str
     units: int
     ghz: float
     gbs: float
@@ -32,15 +36,20 @@ class Device(NamedTuple):
     integer: int = 64
     special: int = 16
     memory: int = 32
+    warps: int = 64
+    programs: int = 32
+    shared: int = 228 * 1024
 
 
 DEVICES = {
-    "A100": Device("sm_80", 108, 1.41, 2039, fp32=64),
-    "H100": Device("sm_90", 132, 1.755, 3350),
-    "B200": Device("sm_100", 148, 1.9, 8000),
-    "L4": Device("sm_80", 58, 2.04, 300),
-    "MI300X": Device("gfx942", 304, 2.1, 5300, issue=64, fp32=64, integer=64, special=16, memory=16),
+    "sm_80": Device("A100", 108, 1.41, 2039, fp32=64, shared=164 * 1024),
+    "sm_89": Device("L4", 58, 2.04, 300, warps=48, programs=24, shared=100 * 1024),
+    "sm_90": Device("H100", 132, 1.755, 3350),
+    "sm_100": Device("B200", 148, 1.9, 8000),
+    "gfx942": Device("MI300X", 304, 2.1, 5300, issue=64, fp32=64, memory=16, warps=32, shared=64 * 1024),
 }
+SIMDS, WAVES, LANE_REGISTERS = 4, 8, 512  # of a compute unit, and at most on each SIMD
+REGISTERS = 65536  # of a multiprocessor
 
 
 def bytes_an_element(launched: Launch) -> float:
@@ -53,20 +62,22 @@ def bytes_an_element(launched: Launch) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in moved) / launched.arguments["input_ptr"].numel()
 
 
-def occupancy(code: MachineCode, warps: int, hip: bool) -> float:
-    """Resident warps a multiprocessor over its most (64; 32 waves of a compute unit), by registers and programs."""
+def occupancy(code: MachineCode, warps: int, device: Device, hip: bool) -> float:
+    """Resident warps (waves) of a multiprocessor over its most, by registers, shared memory, programs and warps."""
     if hip:
-        return min(8, 512 // (-(-code.registers // 8) * 8)) / 8
-    a_program = warps * (-(-code.registers * 32 // 256) * 256)
-    shared = 228 * 1024 // max(1, code.shared + 1024)
-    return min(65536 // a_program, 32, shared, 64 // warps) * warps / 64
+        by_registers = SIMDS * min(WAVES, LANE_REGISTERS // (-(-code.registers // 8) * 8)) // warps
+        by_shared = device.shared // max(1, code.shared)
+    else:
+        by_registers = REGISTERS // (warps * (-(-code.registers * 32 // 256) * 256))
+        by_shared = device.shared // (code.shared + 1024)  # the driver keeps 1 KB a program
+    return min(by_registers, by_shared, device.programs, device.warps // warps) * warps / device.warps
 
 
-def bounds(row: dict, device: Device, way: str) -> tuple[str, float]:
+def bounds(row: dict, device: Device, way: str, hip: bool) -> tuple[str, float]:
     """(resource, time relative to moving the bytes) of a kernel that takes one way with all its tiles."""
     per_second = device.units * device.ghz * 1e9
     floor = row["bytes_an_element"] / (device.gbs * 1e9)
-    total = sum(row[f"{way}_{name}"] for name in CLASSES)
+    total = sum(row[f"{way}_{name}"] for name in CLASSES if not (hip and name == "other"))
     times = {
         "memory": floor,
         "issue": total / device.issue / per_second,
@@ -81,11 +92,13 @@ def bounds(row: dict, device: Device, way: str) -> tuple[str, float]:
 
 def describe(target_name: str, configuration: str, launched: Launch, launches: int) -> dict:
     """A row of the report."""
-    target = TARGETS[target_name]
+    target, device = TARGETS[target_name], DEVICES[target_name]
+    hip = target.backend == "hip"
     code = read(compile_launch(launched, target))
     warps = launched.options["num_warps"]
     row = dict(
         target=target_name,
+        device=device.name,
         kernel=launched.name,
         configuration=configuration,
         launches_of_the_call=launches,
@@ -97,7 +110,7 @@ def describe(target_name: str, configuration: str, launched: Launch, launches: i
         load_bytes=code.load,
         store_bytes=code.store,
         atomics=code.atomics,
-        occupancy=occupancy(code, warps, target.backend == "hip"),
+        occupancy=occupancy(code, warps, device, hip),
         part="loop" if code.in_loop else "kernel",
     )
     if row["block"]:
@@ -105,6 +118,8 @@ def describe(target_name: str, configuration: str, launched: Launch, launches: i
         lanes = warps * target.warp_size / row["block"]  # threads an element
         for way, counts in (("easy", code.shortest), ("hard", code.longest)):
             row |= {f"{way}_{name}": counts[name] * lanes for name in CLASSES}
+        for way in ("easy", "hard"):
+            row[f"{way}_bound"], row[f"{way}_over_memory"] = bounds(row, device, way, hip)
     return row
 
 
@@ -123,14 +138,12 @@ def report(targets: list[str]) -> pandas.DataFrame:
 
 
 def print_bounds(frame: pandas.DataFrame) -> None:
-    for name, device in DEVICES.items():
-        rows = frame[(frame.target == device.target) & frame.block.notna()]
-        for row in rows.to_dict("records"):
-            easy, hard = (bounds(row, device, way) for way in ("easy", "hard"))
-            print(
-                f"{name:7}{row['kernel']:26}{row['configuration']:46}"
-                f"easy {easy[1]:5.2f} x floor ({easy[0]})   hard {hard[1]:5.2f} x floor ({hard[0]})"
-            )
+    for row in frame[frame.block.notna()].to_dict("records"):
+        print(
+            f"{row['device']:7}{row['kernel']:26}{row['configuration']:46}"
+            f"easy {row['easy_over_memory']:5.2f} x floor ({row['easy_bound']})   "
+            f"hard {row['hard_over_memory']:5.2f} x floor ({row['hard_bound']})"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:

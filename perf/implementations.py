@@ -29,6 +29,7 @@ class Implementation:
     call: (case, data) to the loss.
     takes_one_hot: Whether it reads data.one_hot and not data.target.
     waits: Whether it waits for the GPU, so that no CUDA graph can hold it.
+    compiles: Whether it goes through torch.compile: timed in fewer cases, after a first call that compiles.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Implementation:
     call: Callable[[Case, Data], Tensor]
     takes_one_hot: bool = False
     waits: bool = False
+    compiles: bool = False
 
     def least_bytes(self, case: Case, mode: str) -> int:
         """Reading the arguments once a pass and writing the gradient once."""
@@ -48,13 +50,36 @@ class Implementation:
         return {"backward": read + write, "forward_backward": 2 * read + write}.get(mode, read)
 
 
-def _ours(backend: str) -> Callable[[Case, Data], Tensor]:
+def _ours(backend: str, wrap: Callable = lambda function: function) -> Callable[[Case, Data], Tensor]:
+    ghmc, ghmr = wrap(ghm_triton.ghmc_loss), wrap(ghm_triton.ghmr_loss)
+
     def call(case, data):
         if case.loss == "ghmc":
-            return ghm_triton.ghmc_loss(data.input, data.target, bins=case.bins, backend=backend)
-        return ghm_triton.ghmr_loss(data.input, data.target, mu=MU, bins=case.bins, backend=backend)
+            return ghmc(data.input, data.target, bins=case.bins, backend=backend)
+        return ghmr(data.input, data.target, mu=MU, bins=case.bins, backend=backend)
 
     return call
+
+
+def _compiled() -> list[Implementation]:
+    """Eager and the baseline through torch.compile, for the shape at hand. A new case wants torch.compiler.reset()."""
+
+    def wrap(function):
+        return torch.compile(function, dynamic=False)
+
+    bce = wrap(lambda input, target: F.binary_cross_entropy_with_logits(input.float(), target))
+    both = ("ghmc", "ghmr")
+    return [
+        Implementation("eager_compiled", both, "ghm_paper", _ours("eager", wrap), waits=True, compiles=True),
+        Implementation(
+            "bce_compiled",
+            both,
+            "bce",
+            lambda case, data: bce(data.input, data.one_hot),
+            takes_one_hot=True,
+            compiles=True,
+        ),
+    ]
 
 
 def region_weights(norm: Tensor, valid: Tensor, bins: int) -> tuple[Tensor, float]:
@@ -123,8 +148,8 @@ def _optional() -> list[Implementation]:
     return found
 
 
-def find_implementations(device: torch.device) -> list[Implementation]:
-    """All that run on `device`. The interpreter of Triton is not timed."""
+def find_implementations(device: torch.device, *, compiled: bool = False) -> list[Implementation]:
+    """All that run on `device`, those through torch.compile if wanted. The interpreter of Triton is not timed."""
     both = ("ghmc", "ghmr")
     found = [Implementation("eager", both, "ghm_paper", _ours("eager"), waits=True)]
     if device.type != "cpu" and ghm_backend.kernels is not None:
@@ -132,4 +157,4 @@ def find_implementations(device: torch.device) -> list[Implementation]:
     found.append(Implementation("region_loop", both, "ghm_mmdet", _region_loop, waits=True))
     found.append(Implementation(BASELINE, both, "bce", _bce, takes_one_hot=True))
     found.append(Implementation("smooth_l1", ("ghmr",), "smooth_l1", _smooth_l1))
-    return found + _optional()
+    return found + (_compiled() if compiled else []) + _optional()

@@ -77,6 +77,8 @@ def measure_group(
 def _checked_run(implementation, case, data, mode, timer, meter, reference) -> tuple[Run, dict, float]:
     """(the run, found right; its errors, memory and launches; the seconds it took). Raises Failed if it is wrong."""
     run = LossRun(implementation, case, data, mode)
+    if implementation.compiles:
+        run.check()  # so that `elapsed` is without compiling
     if timer == "graph":
         run = GraphRun(run)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""How a run is measured on the CPU and on a GPU.
+"""How a run is measured: what all meters have in common, and the one of the CPU. GPUs are in perf.gpu_meters.
 
-Both meters have
+Every meter has
 
     device, name, timers         the torch.device, what it is called, the kinds of timing it knows
     milliseconds(run, timer)     one timing
@@ -9,38 +9,38 @@ Both meters have
     copy_gb_per_s()              bytes read and written a second by a copy of a large tensor, now
 """
 
+import abc
 import json
 import os
 import platform
 import statistics
 import tempfile
 import time
-import warnings
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .runs import Run
 
-COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # well past the caches
+COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29, "xpu": 1 << 29}  # well past the caches
 COPIES = 7
 
 
-def open_meter(device: str) -> "CpuMeter | CudaMeter":
-    """The meter of "cpu", "cuda" (also ROCm) or "auto".
+class Meter(abc.ABC):
+    """See the top of the file."""
 
-    Raises:
-        ValueError: `device` is none of these.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type not in COPY_BYTES:
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
-    return CpuMeter() if device == "cpu" else CudaMeter(device)
-
-
-class _Meter:
     device: torch.device
+    name: str
+    timers: tuple[str, ...]
+
+    @abc.abstractmethod
+    def milliseconds(self, run: Run, timer: str) -> float: ...
+
+    @abc.abstractmethod
+    def peak_bytes(self, run: Run) -> int | None: ...
+
+    @abc.abstractmethod
+    def launches_and_waits(self, run: Run) -> tuple[int | None, int | None]: ...
 
     def copy_gb_per_s(self) -> float:
         source = torch.ones(COPY_BYTES[self.device.type], dtype=torch.uint8, device=self.device)
@@ -51,7 +51,7 @@ class _Meter:
         return 2 * source.numel() / statistics.median(times) / 1e6
 
 
-class CpuMeter(_Meter):
+class CpuMeter(Meter):
     """Wall time. Small inputs are in the cache, as they are after the layer before."""
 
     timers = ("wall",)
@@ -92,59 +92,6 @@ class CpuMeter(_Meter):
 
     def launches_and_waits(self, run: Run) -> tuple[None, None]:
         return None, None
-
-
-class CudaMeter(_Meter):
-    """Times between two events, of calls ("events": with the host's time where that is longer) and of replays of a
-    CUDA graph ("graph": the device alone). A large buffer is read before each, so that no input is in the L2 cache.
-    """
-
-    timers = ("events", "graph")
-
-    def __init__(self, device: str):
-        self.device = torch.device(device)
-        torch.cuda.set_device(self.device)
-        properties = torch.cuda.get_device_properties(self.device)
-        self.name = properties.name
-        self._filler = torch.ones(max(4 * properties.L2_cache_size, 1 << 26) // 4, device=self.device)
-        self._start, self._stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def milliseconds(self, run: Run, timer: str) -> float:
-        run.prepare()
-        self._filler.sum()
-        self._start.record()
-        result = run.timed()
-        self._stop.record()
-        torch.cuda.synchronize()
-        del result
-        return self._start.elapsed_time(self._stop)
-
-    def peak_bytes(self, run: Run) -> int:
-        run.prepare()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = run.timed()
-        del result
-        return torch.cuda.max_memory_allocated() - before
-
-    def launches_and_waits(self, run: Run) -> tuple[int, int]:
-        run.prepare()
-        torch.cuda.synchronize()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                run.timed()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        waits = sum("synchroniz" in str(warning.message) for warning in caught)
-        run.prepare()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            run.timed()
-            torch.cuda.synchronize()
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events()), waits
 
 
 def _cpu_name() -> str:

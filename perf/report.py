@@ -1,4 +1,4 @@
-"""Draws what perf.sweep measured: a table in Markdown and plots as PNG.
+"""Draws what perf.sweep measured: tables in Markdown, plots as PNG, and both in one HTML page that needs no other file.
 
     python -m perf.report FILE.csv... [--out FOLDER]
 
@@ -6,134 +6,82 @@ Several files (two commits, two devices) stand side by side.
 """
 
 import argparse
+import base64
+import html
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-BASE = {"dtype": "float32", "distribution": "trained"}  # what the plots over elements and bins show
-CASE = ["loss", "size", "elements", "dtype", "bins", "target", "distribution", "timer"]
-SUBJECT = ["file", "device", "threads"] + CASE
+from .plots import plot
+from .tables import as_markdown, compare, origins, times
+
+NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio_to_bce", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Timings</title><style>
+body {{ font-family: sans-serif; margin: 2em; }} img {{ max-width: 48%; }}
+table {{ border-collapse: collapse; font-size: 80%; }} td, th {{ border: 1px solid #ccc; padding: 2px 6px; }}
+.worse {{ color: #b00; font-weight: bold; }}
+</style></head><body>
+<h1>Timings</h1>
+{body}
+</body></html>
+"""
 
 
 def load(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of all files, with the name of the file that each is from."""
+    """The rows of all files, with the name of the file that each is from.
+
+    Raises:
+        ValueError: Two files have the same name, and could not be told apart.
+    """
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the files must have different names, got {', '.join(map(str, paths))}")
     rows = []
-    for path in paths:
-        own = pd.read_csv(path, keep_default_na=False, na_values={"p50_ms": "", "ratio_to_bce": ""})
-        rows.append(own.assign(file=Path(path).stem))
+    for path, name in zip(paths, names):
+        own = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, [""]))
+        rows.append(own.assign(file=name))
     return pd.concat(rows, ignore_index=True)
 
 
-def markdown(rows: pd.DataFrame, mode: str = "forward_backward") -> str:
-    """A row a case, a column an implementation: milliseconds, and in brackets the ratio to binary cross entropy."""
-    rows = rows[rows["mode"] == mode]
-    cells = rows.assign(cell=[_cell(row) for row in rows.itertuples()])
-    order = list(dict.fromkeys(rows["implementation"]))
-    table = cells.pivot(index=SUBJECT, columns="implementation", values="cell").reindex(columns=order).fillna("")
-    table = table.reset_index().sort_values(
-        ["loss", "timer", "elements", "dtype", "bins", "distribution", "target", "file"]
-    )
-    shown = [name for name in table.columns if name in order + ["loss", "elements"] or table[name].nunique() > 1]
-    lines = [shown, ["---"] * len(shown)] + [[str(row[name]) for name in shown] for _, row in table.iterrows()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _cell(row) -> str:
-    if row.status != "ok":
-        return row.status
-    ratio = "" if pd.isna(row.ratio_to_bce) else f" ({row.ratio_to_bce:.2f}x)"
-    return f"{row.p50_ms:.3g} ms{ratio}"
-
-
-def compare(rows: pd.DataFrame, first: str, second: str, mode: str = "forward_backward") -> str:
-    """Times of file `second` over those of file `first`; worse or better where the spreads (p20 to p80) are apart."""
-    rows = rows[(rows["mode"] == mode) & (rows["status"] == "ok")].astype({"p20_ms": float, "p80_ms": float})
-    sides = [rows[rows["file"] == name] for name in (first, second)]
-    joined = sides[0].merge(sides[1], on=CASE + ["implementation"], suffixes=("", "_new"))
-    lines = [CASE + ["implementation", f"{first} ms", f"{second} ms", "ratio", ""]]
-    lines.append(["---"] * len(lines[0]))
-    for _, row in joined.iterrows():
-        mark = "worse" if row["p20_ms_new"] > row["p80_ms"] else "better" if row["p80_ms_new"] < row["p20_ms"] else ""
-        times = [f"{row['p50_ms']:.3g}", f"{row['p50_ms_new']:.3g}", f"{row['p50_ms_new'] / row['p50_ms']:.2f}", mark]
-        lines.append([str(row[name]) for name in CASE + ["implementation"]] + times)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def document(rows: pd.DataFrame, images: Sequence[Path]) -> str:
-    """The report of all files."""
-    origins = rows[["file", "device", "threads", "torch", "triton", "commit"]].drop_duplicates()
-    parts = ["# Timings\n"]
-    parts += [
-        f"- {one.file}: {one.device}, {one.threads} threads, PyTorch {one.torch}, Triton {one.triton or 'none'}, "
-        f"commit {one.commit or 'unknown'}"
-        for one in origins.itertuples()
-    ]
-    parts.append("\nMedian milliseconds, and in brackets the ratio to binary cross entropy in the same run.\n")
-    for mode in dict.fromkeys(rows["mode"]):
-        parts += [f"## {mode.replace('_', ' ')}\n", markdown(rows, mode)]
+def sections(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(title, table) of everything in the report."""
+    yield "Measured with", origins(rows)
     files = list(dict.fromkeys(rows["file"]))
     for file in files[1:]:
-        parts += [f"## {file} against {files[0]}, forward backward\n", compare(rows, files[0], file)]
+        yield f"{file} against {files[0]}, forward backward", compare(rows, files[0], file)
+    for mode in dict.fromkeys(rows["mode"]):
+        title = f"{mode.replace('_', ' ')}: median milliseconds (ratio to binary cross entropy in the same run)"
+        yield title, times(rows, mode)
+
+
+def markdown(rows: pd.DataFrame, images: Sequence[Path]) -> str:
+    """The report as Markdown, beside its images."""
+    parts = ["# Timings\n"]
+    for title, table in sections(rows):
+        parts += [f"## {title}\n", as_markdown(table)]
     parts += [f"![{image.stem}]({image.name})\n" for image in images]
     return "\n".join(parts)
 
 
-def plot(rows: pd.DataFrame, folder: Path, mode: str = "forward_backward") -> list[Path]:
-    """Time and ratio over elements, and ratio over bins, of each loss, device and kind of timing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    rows = rows[(rows["mode"] == mode) & (rows["status"] == "ok")]
-    for name, value in BASE.items():
-        rows = rows[rows[name] == value]
-    images = []
-    for (loss, timer), own in rows.groupby(["loss", "timer"]):
-        own = own[own["target"] == ("index" if loss == "ghmc" else "dense")]
-        bins = own["bins"].mode().iloc[0]
-        at_bins = own[own["bins"] == bins]
-        elements = own.groupby("elements")["bins"].nunique().idxmax()
-        at_elements = own[own["elements"] == elements]
-        title = f"{loss}, {timer} time, {mode.replace('_', ' ')}, fp32, trained head"
-        for x, y, data, where in (
-            ("elements", "p50_ms", at_bins, f"{bins} bins"),
-            ("elements", "ratio_to_bce", at_bins, f"{bins} bins"),
-            ("bins", "ratio_to_bce", at_elements, f"{elements:.0e} elements"),
-            ("bins", "p50_ms", at_elements, f"{elements:.0e} elements"),
-        ):
-            path = folder / f"{loss}-{timer}-{y.split('_')[0]}-over-{x}.png"
-            _draw(data, x, y, f"{title}, {where}", path)
-            images.append(path)
-    return images
-
-
-def _draw(rows: pd.DataFrame, x: str, y: str, title: str, path: Path) -> None:
-    """A line an implementation (and file, where there are several); the time with its p20 to p80."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    several = rows["file"].nunique() > 1
-    low, high = ("p20_ms", "p80_ms") if y == "p50_ms" else ("ratio_p20", "ratio_p80")
-    for (file, name), own in rows.groupby(["file", "implementation"], sort=False):
-        own = own.astype({y: float, low: float, high: float}).sort_values(x)
-        (line,) = axes.plot(own[x], own[y], marker="o", label=f"{name}, {file}" if several else name)
-        axes.fill_between(own[x], own[low], own[high], color=line.get_color(), alpha=0.15)
-    labels = {"elements": "elements", "bins": "bins", "p50_ms": "ms", "ratio_to_bce": "time / binary cross entropy"}
-    axes.set(xscale="log", yscale="log", xlabel=labels[x], ylabel=labels[y])
-    axes.set_title(title, fontsize=10)
-    axes.grid(True, which="major", alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def page(rows: pd.DataFrame, images: Sequence[Path]) -> str:
+    """The report as one HTML page, with the images in it."""
+    with pd.option_context("display.max_colwidth", None):
+        tables = [f"<h2>{html.escape(title)}</h2>\n{table.to_html(index=False)}" for title, table in sections(rows)]
+    pictures = [
+        f'<img alt="{image.stem}" src="data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}">'
+        for image in images
+    ]
+    body = "\n".join(tables[:1] + pictures + tables[1:])
+    return PAGE.format(body=body.replace("<td>worse</td>", '<td class="worse">worse</td>'))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf.report", description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE.csv")
-    parser.add_argument(
-        "--out", type=Path, help="folder of report.md and the plots (default: FILE-report beside the first)"
-    )
+    parser.add_argument("--out", type=Path, help="folder of the report (default: FILE-report beside the first)")
     options = parser.parse_args(arguments)
     rows = load(options.files)
     first = Path(options.files[0])
@@ -144,9 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError:
         print("no plots: matplotlib is not installed")
         images = []
-    (folder / "report.md").write_text(document(rows, images), encoding="utf-8")
-    print(markdown(rows))
-    print(f"{folder / 'report.md'} and {len(images)} plots")
+    (folder / "report.md").write_text(markdown(rows, images), encoding="utf-8")
+    (folder / "report.html").write_text(page(rows, images), encoding="utf-8")
+    print(as_markdown(times(rows)))
+    print(f"{folder / 'report.md'}, {folder / 'report.html'} and {len(images)} plots")
     return 0
 
 

@@ -73,7 +73,9 @@ class GraphRun(Run):
         run.prepare()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._outcome = run.timed()
+            outcome = run.timed()
+            # Its autograd graph would keep the leaf's accumulation on this stream, for captures to come
+            self._outcome = Outcome(*(None if tensor is None else tensor.detach() for tensor in outcome))
 
     def _replay(self) -> Outcome:
         self._graph.replay()

@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from .cases import Case, make_data, plan_cases
+from .gpu_meters import open_meter
 from .implementations import Implementation, find_implementations
 from .measure import Failed, failure, measure_group
-from .meters import open_meter
 from .reference import Reference
 from .runs import MODES
 from .table import Table, now, origin
@@ -44,12 +44,17 @@ FULL = Effort(1.5, (5, 300))
 def plan_groups(
     cases: Sequence[Case], implementations: Sequence[Implementation], timers: Sequence[str]
 ) -> list[tuple[Case, str, str, list[Implementation]]]:
-    """(case, mode, timer, implementations) of each group. No CUDA graph holds a backward without its forward."""
+    """(case, mode, timer, implementations) of each group.
+
+    No CUDA graph holds a backward without its forward; torch.compile is for few cases, forward and backward in one.
+    """
     groups = []
     for case, timer, mode in itertools.product(cases, timers, MODES):
         if timer == "graph" and mode == "backward":
             continue
         able = [one for one in implementations if case.loss in one.losses and not (timer == "graph" and one.waits)]
+        if not (case.compiled and mode == "forward_backward"):
+            able = [one for one in able if not one.compiles]
         groups.append((case, mode, timer, able))
     return groups
 
@@ -83,6 +88,8 @@ def sweep(
 
 def _measure_case(case: Case, groups, meter, effort: Effort) -> Iterator[tuple[Case, str, str, Implementation, dict]]:
     """What names a row, and its values, for all rows of a case."""
+    if case.compiled:
+        torch.compiler.reset()  # or the cases before would count against its limit of versions
     try:
         _check_memory(case, meter.device)
         data = make_data(case, meter.device)
@@ -115,7 +122,7 @@ def _check_memory(case: Case, device: torch.device) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m perf.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, under a minute on two CPU cores")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, or cuda:N (default: auto)")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU (default: as PyTorch chooses)")
     parser.add_argument("--out", help="CSV to write or go on with (default: perf/results/sweep-DEVICE[-quick].csv)")
     options = parser.parse_args(arguments)
@@ -129,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if meter.device.type == "cpu" and hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(f"The machine is busy (load {os.getloadavg()[0]:.1f}): threads will wait, --threads 1 suffers least")
     try:
-        sweep(cases, find_implementations(meter.device), table, meter, QUICK if options.quick else FULL)
+        implementations = find_implementations(meter.device, compiled=not options.quick)
+        sweep(cases, implementations, table, meter, QUICK if options.quick else FULL)
     except KeyboardInterrupt:
         print(f"\nInterrupted. {len(table.done)} rows are in {table.path}; the same command goes on from there.")
         return 130

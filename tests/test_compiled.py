@@ -12,7 +12,7 @@ pandas = pytest.importorskip("pandas")
 if not hasattr(triton, "knobs"):
     pytest.skip("needs Triton 3.4 to compile ahead of time", allow_module_level=True)
 
-TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
+TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942"]
 
 
 @pytest.fixture(scope="module")

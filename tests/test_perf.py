@@ -1,6 +1,9 @@
 """The sweep's own tests: a timing report is worth what its checks are."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,8 @@ import torch
 
 pytest.importorskip("pandas")
 pytest.importorskip("tqdm")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # perf is no part of the installed package
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 
 import pandas as pd
 
@@ -16,10 +20,12 @@ from perf.cases import RETINANET_NAME, Case, make_data, plan_cases
 from perf.implementations import Implementation, find_implementations
 from perf.meters import COPY_BYTES, CpuMeter
 from perf.reference import Reference
-from perf.report import compare, document, load, markdown, plot
+from perf.plots import plot
+from perf.report import load, main, markdown, page
 from perf.runs import MODES, LossRun
 from perf.sweep import Effort, plan_groups, sweep
 from perf.table import COLUMNS, KEY, Table
+from perf.tables import compare
 
 CPU = torch.device("cpu")
 EFFORT = Effort(0.01, (3, 10))
@@ -48,8 +54,8 @@ def run(path, meter, cases=CASES, implementations=tuple(OURS.values())) -> pd.Da
     return pd.read_csv(path)
 
 
-def planted(name: str, call, formula: str = "bce") -> Implementation:
-    return Implementation(name, ("ghmc",), formula, call, takes_one_hot=True)
+def planted(name: str, call, formula: str = "bce", **fields) -> Implementation:
+    return Implementation(name, ("ghmc", "ghmr"), formula, call, takes_one_hot=True, **fields)
 
 
 def bce(case, data):
@@ -111,6 +117,40 @@ def test_interrupted_sweep_goes_on(path, meter):
     assert len(rows) == 2 * len(MODES) * 2 and not rows.duplicated(KEY).any()
     calls.clear()
     assert len(run(path, meter, cases, resumed)) == len(rows) and not calls
+
+
+KILLED = """
+import os, signal, sys, pandas, torch
+from perf import meters, table
+from tests import test_perf as tests
+
+torch.set_num_threads(1)
+meters.COPY_BYTES["cpu"] = 1 << 20
+whole = pandas.DataFrame.to_csv
+
+def torn(frame, *args, **options):
+    text = whole(frame, *args, **options)
+    if sweep.done and len(sweep.done) == 5:
+        with sweep.path.open("a") as file:
+            file.write(text[: len(text) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return text
+
+pandas.DataFrame.to_csv = torn
+sweep = table.Table(sys.argv[1])
+tests.sweep(tests.CASES[:1], [tests.OURS["bce"], tests.OURS["eager"]], sweep, meters.CpuMeter(), tests.EFFORT)
+"""
+
+
+def test_killed_sweep_goes_on(path, meter):
+    """A process killed in the middle of its sixth row leaves five, and a torn one that is made again."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = path.read_bytes()
+    assert left.count(b"\n") == 1 + 5 and not left.endswith(b"\n")
+    rows = run(path, meter, CASES[:1], [OURS["bce"], OURS["eager"]])
+    assert path.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
+    assert len(rows) == 2 * len(MODES) and not rows.duplicated(KEY).any() and (rows["status"] == "ok").all()
 
 
 def test_foreign_file_is_left_alone(path):
@@ -226,7 +266,37 @@ def test_plan():
     assert {case.loss for case in full if case.size == RETINANET_NAME} == {"ghmc", "ghmr"}
     assert max(case.elements for case in full) == 2 * 201_600 * 80
     assert max(case.elements for case in quick) <= 10**6
+    large = {case.distribution for case in full if (case.rows, case.columns) == (100_000, 80)}
+    assert large == {"trained", "start", "uniform"}
     assert len(set(full)) == len(full)
+
+
+def test_compiled_plan():
+    """torch.compile is timed in a few cases, and the baseline through it beside the loss through it."""
+    cases = plan_cases(quick=False, device=CPU)
+    both = [planted("eager_compiled", bce, compiles=True), planted("bce_compiled", bce, compiles=True), OURS["eager"]]
+    groups = plan_groups(cases, both, ("wall",))
+    compiled = [(case, mode, able) for case, mode, _, able in groups if both[0] in able or both[1] in able]
+    assert {mode for _, mode, _ in compiled} == {"forward_backward"} and all(able == both for *_, able in compiled)
+    sizes = {(case.loss, case.elements) for case, *_ in compiled}
+    assert sizes == {("ghmc", 10**6), ("ghmc", 8 * 10**6), ("ghmr", 10**6)}
+    assert len(compiled) == 3 + 3 + 3  # distributions
+
+
+def test_compiling_is_not_timed(path, meter, monkeypatch):
+    """A first call that takes as long as a compiler does leaves the time, and the number of repetitions, as they are."""
+    monkeypatch.setattr(Case, "compiled", True)
+    versions = set()
+
+    def compiles(case, data):
+        if not versions:
+            time.sleep(1.5)
+        versions.add(case)
+        return bce(case, data)
+
+    rows = run(path, meter, CASES[:1], [OURS["bce"], planted("planted", compiles, compiles=True)])
+    row = rows[rows["implementation"] == "planted"].squeeze()
+    assert row["mode"] == "forward_backward" and row["p80_ms"] < 500 and row["repetitions"] > 3
 
 
 def test_graph_plan():
@@ -239,6 +309,7 @@ def test_graph_plan():
 
 
 def test_report(path, meter, tmp_path):
+    """One page with everything in it; of two files, what is worse by more than the spread is marked, and only that."""
     pytest.importorskip("matplotlib")
     run(path, meter, CASES[:1])
     later = tmp_path / "later.csv"
@@ -248,9 +319,25 @@ def test_report(path, meter, tmp_path):
     text.loc[0, ["status", "p50_ms", "ratio_to_bce"]] = ["wrong", None, None]
     text.to_csv(later, index=False)
     rows = load([path, later])
+    table = compare(rows, "sweep", "later")
+    marked = table[table["mark"] == "worse"]
+    assert list(marked["implementation"]) == ["eager"] and list(marked["ratio"]) == ["100.00"]
+    assert set(table["mark"]) == {"", "worse"} and len(table) == (rows["mode"] == "forward_backward").sum() / 2
     images = plot(rows, tmp_path)
-    assert len(images) == 4 and all(image.stat().st_size > 1000 for image in images)
-    page = document(rows, images)
-    assert "wrong" in page and "(1.00x)" in markdown(rows) and images[0].name in page
-    marks = [line for line in compare(rows, "sweep", "later").splitlines() if "worse" in line]
-    assert len(marks) == 1 and all("eager" in line and "100.00" in line for line in marks)
+    assert len(images) == 6 and all(image.read_bytes().startswith(b"\x89PNG") for image in images)
+    text, whole = markdown(rows, images), page(rows, images)
+    command = f"--threads {torch.get_num_threads()} --out sweep.csv"
+    for shown in ("wrong", "(1.00x)", command, rows["torch"][0], CpuMeter().name):
+        assert shown in text and shown in whole
+    assert images[0].name in text and 'class="worse"' in whole
+    assert whole.count("data:image/png;base64,") == 6 and "src=\"http" not in whole and "href" not in whole
+
+
+def test_report_of_one_file(path, meter, capsys):
+    pytest.importorskip("matplotlib")
+    run(path, meter, CASES[:1], [OURS["bce"]])
+    assert main([str(path)]) == 0 and "(1.00x)" in capsys.readouterr().out
+    folder = path.with_name("sweep-report")
+    assert {"report.md", "report.html"} <= {file.name for file in folder.iterdir()}
+    with pytest.raises(ValueError, match="different names"):
+        main([str(path), str(path)])
