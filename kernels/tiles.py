@@ -7,9 +7,7 @@ per-anchor weights are read once for the anchors of a tile and only spread over 
 import triton
 import triton.language as tl
 
-from ..interpreter import interpreting
-
-INTERPRETED = tl.constexpr(interpreting())  # as the kernels below are decorated
+from .numerics import INTERPRETED
 
 
 @triton.jit

@@ -8,11 +8,23 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 from ghm_triton.backend import kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXAMPLES = int(os.environ.get("GHM_TRITON_EXAMPLES", "1"))  # times as many, and new ones in every run
 POISON = {"empty": torch.empty, "empty_like": torch.empty_like}
+
+
+def examples(number: int) -> settings:
+    """Of a hypothesis test: about 2,000 are drawn in a run of all tests, always the same."""
+    return settings(
+        max_examples=number * EXAMPLES,
+        derandomize=EXAMPLES == 1,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def pytest_configure(config):

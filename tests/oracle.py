@@ -16,13 +16,18 @@ def norms(kind, x, t, mu=0.02):
         return (p - t).abs(), positive + negative, (1 - t) * p - t * q
     d = x - t
     root = torch.hypot(d, torch.full_like(d, mu))
-    return d.abs() / root, d * (d / (root + mu)), d / root
+    slope = torch.where(d.isinf(), d.sign(), d / root)
+    return slope.abs(), torch.where(d.isinf(), d.abs(), d * (d / (root + mu))), slope
 
 
 def regions(kind, x, t, bins, mu=0.02):
     """The region of each element: the last i with g >= i / bins, all in float32. NaN gives -1."""
     x, t = x.float(), t.float()
-    g = (x.sigmoid() - t).abs() if kind == "c" else ((x - t) / ((x - t) ** 2 + mu * mu).sqrt()).abs()
+    if kind == "c":
+        g = (x.sigmoid() - t).abs()
+    else:
+        d = (x - t).abs()
+        g = torch.where(d > 1e15, 1.0, d / (d * d + mu * mu).sqrt())  # where the square would overflow
     edges = torch.arange(bins + 1).float() / bins
     region = torch.full(g.shape, -1)
     for i in range(bins):

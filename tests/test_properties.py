@@ -5,14 +5,14 @@ from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import examples
 from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
 from loops import Loop, assert_agrees, assert_near, expand, off_edges
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-MANY = settings(FEW, max_examples=150)
+FEW = examples(25)
 DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64])
 BINS = st.one_of(st.sampled_from([1, 2, 10, 11, 20, 30]), st.integers(1, 70))
 
@@ -70,21 +70,21 @@ OPTIONS = dict(
 )
 
 
-@MANY
+@examples(700)
 @given(population=populations("c"), **OPTIONS)
 def test_ghmc_eager(population, device, bins, variant, momentum, reduction):
     """Any combination of shapes, strides, dtypes, weights and options against the loop."""
     agrees(population, "c", bins, variant, momentum, reduction, "eager", device)
 
 
-@MANY
+@examples(450)
 @given(population=populations("r"), **OPTIONS)
 def test_ghmr_eager(population, device, bins, variant, momentum, reduction):
     """As above."""
     agrees(population, "r", bins, variant, momentum, reduction, "eager", device)
 
 
-@FEW
+@examples(60)
 @given(population=populations("c"), **OPTIONS)
 def test_ghmc_triton(population, device, bins, variant, momentum, reduction):
     """As above, in the kernels."""
@@ -92,7 +92,7 @@ def test_ghmc_triton(population, device, bins, variant, momentum, reduction):
     agrees(population, "c", bins, variant, momentum, reduction, "triton", device)
 
 
-@FEW
+@examples(60)
 @given(population=populations("r"), **OPTIONS)
 def test_ghmr_triton(population, device, bins, variant, momentum, reduction):
     """As above."""
