@@ -49,7 +49,7 @@ class SceneStyle:
 
 STYLES = {
     "easy": SceneStyle(),
-    "hard": SceneStyle(digits=(3, 12), height=(10, 32), contrast=(0.25, 0.8), window=(96, 220), clutter=(2, 8)),
+    "hard": SceneStyle(digits=(3, 10), height=(12, 36), contrast=(0.35, 1.0), window=(96, 220), clutter=(1, 4)),
 }
 
 
