@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy
@@ -32,11 +33,23 @@ def detect(model: nn.Module, dataset: Dataset, *, batch: int = 16, indices: Sequ
     with torch.inference_mode():
         for first in range(0, len(indices), batch):
             items = [dataset[index] for index in indices[first : first + batch]]
+            warn_unreadable([target for _, target in items])
+            items = [item for item in items if not item[1].get("unreadable")]  # another image is in its place
+            if not items:
+                continue
             outputs = model([image.to(device) for image, _ in items])
             for (_, target), output in zip(items, outputs):
                 results += coco_results(output, target["image_id"], dataset.category_ids)
     model.train(training)
     return results
+
+
+def warn_unreadable(targets: list[dict]) -> int:
+    """Name the images that could not be read; their number."""
+    names = [name for target in targets for name in target.get("unreadable", [])]
+    if names:
+        warnings.warn(f"images: {len(names)} cannot be read: {', '.join(names)}", stacklevel=2)
+    return len(names)
 
 
 def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
