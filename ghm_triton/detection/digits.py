@@ -49,7 +49,7 @@ class SceneStyle:
 
 STYLES = {
     "easy": SceneStyle(),
-    "hard": SceneStyle(digits=(3, 10), height=(12, 36), contrast=(0.35, 1.0), window=(96, 220), clutter=(1, 4)),
+    "hard": SceneStyle(digits=(2, 8), height=(14, 40), contrast=(0.45, 1.0), window=(96, 220), clutter=(0, 3)),
 }
 
 
