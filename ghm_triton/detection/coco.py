@@ -7,10 +7,11 @@ import pathlib
 import warnings
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.transforms.functional import pil_to_tensor
 
 _NEEDED = {
     "images": ("id", "file_name", "width", "height"),
@@ -66,6 +67,19 @@ def read_annotations(path: str | pathlib.Path) -> dict:
             got = f"{len(ids) - len(set(ids))} ids twice" if ids else "an empty list"
             raise ValueError(f"annotations {path}: expected {name} with different ids, got {got}")
     return content
+
+
+def read_image(path: str | pathlib.Path) -> Tensor:
+    """The picture, uint8 [3, height, width].
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for some broken files
+        raise OSError(f"{path}: {error}") from error
 
 
 class CocoBoxes(Dataset):
@@ -143,9 +157,9 @@ class CocoBoxes(Dataset):
         for other in range(len(self.images)):
             entry = self.images[(index + other) % len(self.images)]
             try:
-                image = decode_image(str(self.folder / entry["file_name"]), mode=ImageReadMode.RGB).float() / 255
+                image = read_image(self.folder / entry["file_name"]).float() / 255
                 break
-            except (RuntimeError, OSError):
+            except OSError:
                 unreadable.append(entry["file_name"])
         else:
             raise OSError(f"images: none of {len(self.images)} in {self.folder} can be read")

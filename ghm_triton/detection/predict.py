@@ -10,11 +10,12 @@ import sys
 
 import torch
 from torch import Tensor, nn
-from torchvision.io import ImageReadMode, decode_image, write_png
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from .builder import build_from
 from .checkpoint import load_checkpoint
+from .coco import read_image
 
 
 def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshold: float) -> tuple[list[dict], Tensor]:
@@ -64,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for path in options.images:
         try:
-            image = decode_image(path, mode=ImageReadMode.RGB)
-        except (RuntimeError, OSError) as error:
+            image = read_image(path)
+        except OSError as error:
             print(f"error: image {path} cannot be read: {error}", file=sys.stderr)
             failed = 1
             continue
@@ -73,8 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         name = pathlib.Path(path).stem
         try:
             (folder / f"{name}.json").write_text(json.dumps({"image": path, "objects": found}, indent=1))
-            write_png(drawn, str(folder / f"{name}.png"))
-        except (OSError, RuntimeError) as error:
+            to_pil_image(drawn).save(folder / f"{name}.png")
+        except OSError as error:
             print(f"error: {folder / name} cannot be written: {error}", file=sys.stderr)
             return 1
         print(f"{path}: {len(found)} objects, {folder / name}.json and .png")
