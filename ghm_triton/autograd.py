@@ -1,141 +1,184 @@
-"""The losses as differentiable functions of lists of levels. The harmonizing weights are constants: none flows through."""
+"""The losses as differentiable functions of lists of levels. The harmonizing weights are constants: none flows through.
+
+The operators know their derivative, so that compiled and exported graphs can hold them. torch.func needs the same as an
+autograd.Function, which is what runs otherwise.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import eager, ops  # noqa: F401  (ops registers torch.ops.ghm_triton)
+from . import ops  # noqa: F401  (registers torch.ops.ghm_triton)
 from .checks import Population
 
 
 class Options(NamedTuple):
-    """What one call asks for. mu is None for GHM-C; `update` tells whether running_counts takes this call in."""
+    """What one call asks for.
+
+    mu is None for GHM-C; `update` tells whether running_counts takes this call in, `grad` whether a gradient may be
+    asked for; group is the name of the process group that shares the density, or None.
+    """
 
     mu: float | None
     bins: int
     momentum: float
+    loss_weight: float
     mmdet: bool
     reduction: str
-    loss_weight: float
     update: bool
+    grad: bool
+    group: str | None
 
 
 def evaluate(population: Population, running_counts: Tensor | None, options: Options, *, triton: bool) -> list[Tensor]:
     """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
-    function = _TritonLoss if triton else _EagerLoss
-    losses = function.apply(
-        options, running_counts, len(population.inputs), *population.inputs, *population.targets, *population.weights
-    )
-    return [losses] if isinstance(losses, Tensor) else list(losses)
+    compiling, count = torch.compiler.is_compiling(), len(population.inputs)
+    tensors = [tensor for tensors in population for tensor in tensors]
+    if not (compiling or torch.is_inference_mode_enabled()):  # autograd refuses to keep what inference mode made
+        tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
+    if triton:
+        tensors = [_for_kernels(tensor) for tensor in tensors]
+    if compiling:
+        outputs = _call(triton, options, running_counts, count, tensors)
+    else:
+        outputs = _Loss.apply(triton, options, running_counts, count, *tensors)
+    return list(outputs[: _losses(options, count)])
+
+
+def _losses(options: Options, count: int) -> int:
+    return count if options.reduction == "none" else 1
+
+
+def _for_kernels(tensor: Tensor) -> Tensor:
+    """Contiguous, and bytes for bool, of which kernels would see the sign."""
+    tensor = tensor.contiguous()
+    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
 def _split(tensors, count: int) -> Population:
     return Population(list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :]))
 
 
-def _all_gradients(ctx, grads: list[Tensor]):
-    """From the inputs' gradients to those of apply's arguments; a GHM-R target's is the negative of its input's."""
-    options, count, dtypes = ctx.options, ctx.count, ctx.dtypes
-    wanted = ctx.needs_input_grad[3:]
-    of_inputs = [grad.to(dtypes[i]) if wanted[i] else None for i, grad in enumerate(grads)]
-    of_targets = [
-        grad.neg().to(dtypes[count + i]) if wanted[count + i] and options.mu is not None else None
-        for i, grad in enumerate(grads)
-    ]
+def _call(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
+    """The operator's losses, then what its backward needs."""
+    operator = torch.ops.ghm_triton.forward if triton else torch.ops.ghm_triton.eager
+    outputs = operator(*_split(tensors, count), running_counts, *options)
+    if running_counts is not None and options.update:
+        *outputs, state = outputs
+        running_counts.copy_(state)
+    return outputs
+
+
+def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
+    """Keeps gradients with a factor missing (eager), or coefficients and the tensors to read again (Triton)."""
+    ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
+    ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
+    ctx.set_materialize_grads(False)
+    first = _losses(options, ctx.count)
+    if triton:
+        ctx.save_for_backward(outputs[first], *population.inputs, *population.targets, *population.weights)
+    elif options.grad:
+        ctx.save_for_backward(*outputs[first : first + ctx.count])
+
+
+def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
+    """Of the inputs, then of the targets; a GHM-R target's is the negative of its input's."""
+    options, count = ctx.options, ctx.count
+    factors = factors[: _losses(options, count)]
+    found = [None] * (2 * count)
+    if all(factor is None for factor in factors):
+        return found
+    kept, *tensors = ctx.saved_tensors
+    if ctx.triton:
+        grads = _by_kernels(factors, _split(tensors, count), kept, options, any(wanted[count:]))
+    else:
+        factors = factors * count if len(factors) < count else factors
+        grads = [
+            None if factor is None else grad * factor.detach() for grad, factor in zip(ctx.saved_tensors, factors)
+        ]
+    for i, grad in enumerate(grads):
+        if grad is not None and wanted[i]:
+            found[i] = grad.to(ctx.dtypes[i])
+        if grad is not None and wanted[count + i] and options.mu is not None:
+            found[count + i] = grad.neg().to(ctx.dtypes[count + i])
     if torch.is_grad_enabled():  # create_graph=True
-        of_inputs, of_targets = (
-            [grad if grad is None else _Once.apply(grad.detach().requires_grad_()) for grad in grads]
-            for grads in (of_inputs, of_targets)
-        )
-    return None, None, None, *of_inputs, *of_targets, *[None] * (len(wanted) - 2 * count)
+        found = [grad if grad is None else _Once.apply(grad, kept) for grad in found]
+    return found
+
+
+def _by_kernels(factors, population: Population, coefficients: Tensor, options: Options, of_targets: bool):
+    inputs, targets, weights = [[tensor.detach() for tensor in tensors] for tensors in population]
+    factors = [
+        torch.zeros_like(inputs[i], dtype=torch.float32) if factor is None else factor.detach().contiguous()
+        for i, factor in enumerate(factors)
+    ]
+    if of_targets:  # which may be wider than inputs
+        inputs = [input.float() for input in inputs]
+    return torch.ops.ghm_triton.backward(
+        factors, inputs, targets, weights, coefficients.detach(), options.mu, options.bins
+    )
+
+
+class _Loss(torch.autograd.Function):
+    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights): as _call."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(triton, options, running_counts, count, *tensors):
+        return tuple(_call(triton, options, running_counts, count, tensors))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        triton, options, _, count, *tensors = inputs
+        _remember(ctx, triton, options, _split(tensors, count), output)
+
+    @staticmethod
+    def backward(ctx, *factors):
+        wanted = ctx.needs_input_grad[4:]
+        found = _gradients(ctx, factors, wanted[: 2 * ctx.count])
+        return None, None, None, None, *found, *[None] * (len(wanted) - len(found))
 
 
 class _Once(torch.autograd.Function):
-    """The identity on a gradient that must not be differentiated itself: a graph through it would be wrong in silence."""
+    """A gradient that must not be differentiated itself: a graph through it would be wrong in silence.
+
+    `kept`, an output of the loss's own node, makes the result depend on what the loss depends on.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, grad):
+    def forward(grad, kept):
         return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError("the GHM losses can be differentiated once: their gradient was used in another backward pass")
 
 
-def _remember(ctx, options, count, tensors):
-    ctx.options, ctx.count = options, count
-    ctx.dtypes = [tensor.dtype for tensor in tensors]
+def _register(name: str) -> None:
+    triton = name == "forward"
+
+    def setup_context(ctx, inputs, output):
+        *population, running_counts = inputs[:4]
+        options = Options(*inputs[4:])
+        _remember(ctx, triton, options, Population(*map(list, population)), output)
+        if running_counts is not None and options.update:
+            ctx.mark_non_differentiable(output[-1])
+
+    def backward(ctx, factors):
+        of_inputs, of_targets, of_weights, *others = ctx.needs_input_grad
+        found = _gradients(ctx, tuple(factors), [*of_inputs, *of_targets])
+        return found[: ctx.count], found[ctx.count :], [None] * len(of_weights), *[None] * len(others)
+
+    torch.library.register_autograd(f"ghm_triton::{name}", backward, setup_context=setup_context, lib=ops.library)
 
 
-class _EagerLoss(torch.autograd.Function):
-    """Computes the gradients of the inputs with the loss, up to the factor that backward brings."""
-
-    @staticmethod
-    def forward(ctx, options, running_counts, count, *tensors):
-        _remember(ctx, options, count, tensors)
-        arguments = options._asdict() | {"grad": any(ctx.needs_input_grad)}
-        loss = eager.ghmc if arguments["mu"] is None else eager.ghmr
-        if arguments["mu"] is None:
-            del arguments["mu"]
-        losses, grads = loss(*_split(tensors, count), running_counts, **arguments)
-        if arguments["grad"]:
-            ctx.save_for_backward(*grads)
-        if options.reduction != "none":
-            return losses[0]
-        return tuple(torch.empty_like(loss).copy_(loss) for loss in losses)  # no views, which could not be changed in place
-
-    @staticmethod
-    def backward(ctx, *factors):
-        factors = factors * ctx.count if len(factors) < ctx.count else factors
-        return _all_gradients(ctx, [grad * factor.detach() for grad, factor in zip(ctx.saved_tensors, factors)])
-
-
-class _TritonLoss(torch.autograd.Function):
-    """Launches the kernels: forward keeps one coefficient a region, backward reads the inputs again."""
-
-    @staticmethod
-    def forward(ctx, options, running_counts, count, *tensors):
-        _remember(ctx, options, count, tensors)
-        tensors = [_for_kernels(tensor) for tensor in tensors]
-        population = _split(tensors, count)
-        scalars = [options.bins] if options.mu is None else [options.mu, options.bins]
-        forward, _, weigh = _operators(options)
-        loss, coefficients = forward(
-            *population,
-            running_counts,
-            *scalars,
-            options.momentum,
-            options.loss_weight,
-            options.mmdet,
-            options.reduction == "mean",
-            options.update,
-        )
-        ctx.save_for_backward(coefficients, *tensors)
-        return loss if options.reduction != "none" else tuple(weigh(*population, coefficients, *scalars))
-
-    @staticmethod
-    def backward(ctx, *factors):
-        options = ctx.options
-        coefficients, *tensors = ctx.saved_tensors
-        scalars = [options.bins] if options.mu is None else [options.mu, options.bins]
-        _, backward, _ = _operators(options)
-        factors = [factor.detach().contiguous() for factor in factors]
-        population = _split(tensors, ctx.count)
-        if options.mu is not None and any(ctx.needs_input_grad[3 + ctx.count :]):  # targets may be wider than inputs
-            population = population._replace(inputs=[input.float() for input in population.inputs])
-        return _all_gradients(ctx, backward(factors, *population, coefficients, *scalars))
-
-
-def _operators(options: Options):
-    """(forward, backward, weigh) of the loss."""
-    name = "ghmc" if options.mu is None else "ghmr"
-    return [getattr(torch.ops.ghm_triton, f"{name}_{step}").default for step in ("forward", "backward", "weigh")]
-
-
-def _for_kernels(tensor: Tensor) -> Tensor:
-    """Contiguous, and bytes for bool, of which kernels would see the sign."""
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        tensor = tensor.clone()  # so that it can be saved for backward
-    tensor = tensor.detach().contiguous()
-    return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+_register("eager")
+_register("forward")

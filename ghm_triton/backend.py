@@ -5,7 +5,6 @@ import os
 import torch
 
 from .checks import check_choice
-from .interpreter import interpreting
 
 try:
     from . import kernels
@@ -35,7 +34,8 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bi
 
     Raises:
         ValueError: `backend` is unknown, or "triton" with more bins than the kernels take.
-        RuntimeError: "triton" was asked for by name where it cannot run.
+        RuntimeError: "triton" was asked for by name where it cannot run. The operators look for the interpreter that
+            CPU tensors need.
     """
     name = check_backend(backend)
     if name == "eager" or dtype == torch.float64:
@@ -46,11 +46,6 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bi
         raise RuntimeError("backend='triton' needs the package triton, which is not installed")
     if bins > MAX_KERNEL_BINS:
         raise ValueError(f"bins must be at most {MAX_KERNEL_BINS} with backend='triton', got {bins}")
-    if device.type == "cpu" and not interpreting():
-        raise RuntimeError(
-            "backend='triton' runs on CPU tensors only in Triton's interpreter, which is not active: set the environment "
-            "variable TRITON_INTERPRET=1 before triton is first imported"
-        )
     if device.type not in ("cpu", "cuda", "xpu"):
         raise RuntimeError(f"backend='triton' needs CUDA, ROCm or XPU tensors, got tensors on {device}")
     return True

@@ -126,6 +126,11 @@ def _levels(name: str, value, input=None, count: int | None = None) -> list[Tens
         if not isinstance(level, Tensor):
             where = f"{name}[{i}]" if of_levels else name
             raise TypeError(f"{where} must be a tensor, got {type(level).__name__}")
+        if hasattr(level, "device_mesh"):
+            where = f"{name}[{i}]" if of_levels else name
+            raise TypeError(
+                f"{where} must be a plain tensor, got a DTensor: pass its to_local() with process_group=, or full_tensor()"
+            )
     return levels
 
 

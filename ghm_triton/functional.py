@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .autograd import Options, evaluate
 from .backend import use_triton
 from .checks import check_mu, check_number, check_options, check_population, check_running_counts
+from .distributed import group_name
 
 Levels = Tensor | Sequence[Tensor]
 
@@ -22,6 +24,7 @@ def ghmc_loss(
     variant: str = "paper",
     reduction: str = "mean",
     backend: str | None = None,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Gradient harmonizing classification loss, GHM-C.
 
@@ -48,6 +51,10 @@ def ghmc_loss(
         reduction: "mean" (divided by N), "sum" or "none".
         backend: "triton", "eager" or None: Triton where the device has it. The environment variable
             GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
+        process_group: Takes the density and N over all processes of this group, with one all-reduce of bins + 1
+            numbers, to which each of them has to come, also without elements. "mean" and "sum" are this process's part
+            times the number of processes: averaged, as DistributedDataParallel does with their gradients, they are
+            those of one process that has all elements. None: of this process alone.
 
     Returns:
         float32, or float64 for float64 `input`: a scalar for "mean" and "sum", else a tensor of the shape of `input`,
@@ -73,6 +80,7 @@ def ghmc_loss(
         variant=variant,
         reduction=reduction,
         backend=backend,
+        process_group=process_group,
     )
 
 
@@ -88,6 +96,7 @@ def ghmr_loss(
     variant: str = "paper",
     reduction: str = "mean",
     backend: str | None = None,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Gradient harmonizing regression loss, GHM-R.
 
@@ -102,7 +111,7 @@ def ghmr_loss(
         weight: As for :func:`ghmc_loss`. In "mmdet" N is the sum of the weights (at least 1), else the number of
             elements with weight > 0.
         mu: Where ASL1 turns from quadratic to linear, in the units of the deltas; positive.
-        bins, momentum, running_counts, variant, reduction, backend: As for :func:`ghmc_loss`.
+        bins, momentum, running_counts, variant, reduction, backend, process_group: As for :func:`ghmc_loss`.
 
     Returns, Raises:
         As :func:`ghmc_loss`.
@@ -123,6 +132,7 @@ def ghmr_loss(
         variant=variant,
         reduction=reduction,
         backend=backend,
+        process_group=process_group,
     )
 
 
@@ -138,6 +148,7 @@ def compute(
     variant: str,
     reduction: str,
     backend: str | None,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
     loss_weight: float = 1.0,
     update: bool = True,
 ):
@@ -148,14 +159,19 @@ def compute(
     first = population.inputs[0]
     check_running_counts(running_counts, bins, momentum, variant, first.device)
     triton = use_triton(backend, first.device, first.dtype, bins)
+    group = group_name(process_group)
+    shares = 1 if group is None or reduction == "none" else process_group.size()
+    differentiable = population.inputs if mu is None else population.inputs + population.targets
     options = Options(
         mu=mu,
         bins=bins,
         momentum=float(momentum),
+        loss_weight=float(loss_weight) * shares,
         mmdet=variant == "mmdet",
         reduction=reduction,
-        loss_weight=float(loss_weight),
         update=update,
+        grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
+        group=group,
     )
     losses = evaluate(population, running_counts, options, triton=triton)
     return tuple(losses) if reduction == "none" and isinstance(input, (tuple, list)) else losses[0]

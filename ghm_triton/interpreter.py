@@ -1,6 +1,8 @@
 """Triton's interpreter, which runs kernels on CPU tensors."""
 
+import functools
 import os
+from collections.abc import Callable
 
 
 def interpreting() -> bool:
@@ -9,3 +11,18 @@ def interpreting() -> bool:
 
     knobs = getattr(triton, "knobs", None)  # Triton 3.4
     return knobs.runtime.interpret if knobs is not None else os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def interpreted(launch: Callable) -> Callable:
+    """`launch` for CPU tensors: a RuntimeError says what is missing where the interpreter is not active."""
+
+    @functools.wraps(launch)
+    def checked(*args):
+        if not interpreting():
+            raise RuntimeError(
+                "backend='triton' runs on CPU tensors only in Triton's interpreter, which is not active: set the "
+                "environment variable TRITON_INTERPRET=1 before triton is first imported"
+            )
+        return launch(*args)
+
+    return checked

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .backend import check_backend
 from .checks import check_mu, check_number, check_options, state_size
+from .distributed import world
 from .functional import Levels, compute
 
 
@@ -21,13 +22,15 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 
 
 class _HarmonizedLoss(Fp32Buffers):
-    def __init__(self, bins, momentum, variant, loss_weight, reduction, backend):
+    def __init__(self, bins, momentum, variant, loss_weight, reduction, backend, sync):
         super().__init__()
         check_options(bins, momentum, variant, reduction)
         check_number("loss_weight", loss_weight, float("-inf"), "finite")
         check_backend(backend)
+        if not isinstance(sync, bool):
+            raise TypeError(f"sync must be a bool, got {sync!r} of type {type(sync).__name__}")
         self.bins, self.momentum, self.variant = bins, momentum, variant
-        self.loss_weight, self.reduction, self.backend = loss_weight, reduction, backend
+        self.loss_weight, self.reduction, self.backend, self.sync = loss_weight, reduction, backend, sync
         state = torch.zeros(state_size(bins, variant), dtype=torch.float32) if momentum > 0 else None
         self.register_buffer("running_counts", state)
 
@@ -43,6 +46,7 @@ class _HarmonizedLoss(Fp32Buffers):
             variant=self.variant,
             reduction=self.reduction,
             backend=self.backend,
+            process_group=world(self.sync),
             loss_weight=self.loss_weight,
             update=self.training or self.variant == "mmdet",
         )
@@ -50,7 +54,7 @@ class _HarmonizedLoss(Fp32Buffers):
     def extra_repr(self) -> str:
         return (
             f"bins={self.bins}, momentum={self.momentum}, variant={self.variant!r}, loss_weight={self.loss_weight}, "
-            f"reduction={self.reduction!r}"
+            f"reduction={self.reduction!r}, sync={self.sync}"
         )
 
 
@@ -60,6 +64,8 @@ class GHMCLoss(_HarmonizedLoss):
     Args:
         bins, momentum, variant, reduction, backend: As for :func:`ghm_triton.ghmc_loss`.
         loss_weight: Factor of the loss.
+        sync: Take the density over all processes, if torch.distributed is initialized; `process_group` of
+            :func:`ghm_triton.ghmc_loss` tells how. All processes then have the same running counts.
 
     In `eval()` the "paper" variant takes the density from the state and leaves it as it is; a region that the state
     has never seen takes the counts of the call. `running_counts` (None for momentum 0) stays float32 under `.half()`.
@@ -80,8 +86,9 @@ class GHMCLoss(_HarmonizedLoss):
         loss_weight: float = 1.0,
         reduction: str = "mean",
         backend: str | None = None,
+        sync: bool = False,
     ):
-        super().__init__(bins, momentum, variant, loss_weight, reduction, backend)
+        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync)
 
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
         """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss`."""
@@ -94,6 +101,7 @@ class GHMRLoss(_HarmonizedLoss):
     Args:
         mu, bins, momentum, variant, reduction, backend: As for :func:`ghm_triton.ghmr_loss`.
         loss_weight: Factor of the loss.
+        sync: As for :class:`GHMCLoss`.
 
     State and `eval()` as for :class:`GHMCLoss`.
 
@@ -114,9 +122,10 @@ class GHMRLoss(_HarmonizedLoss):
         loss_weight: float = 1.0,
         reduction: str = "mean",
         backend: str | None = None,
+        sync: bool = False,
     ):
         check_mu(mu)
-        super().__init__(bins, momentum, variant, loss_weight, reduction, backend)
+        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync)
         self.mu = mu
 
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:

@@ -43,6 +43,7 @@ def _harmonize_kernel(
     running_ptr,
     coefficients_ptr,
     loss_ptr,
+    new_running_ptr,
     rows,
     momentum,
     complement,
@@ -56,7 +57,7 @@ def _harmonize_kernel(
     HAS_STATE: tl.constexpr,
     UPDATE: tl.constexpr,
 ):
-    """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the state in place.
+    """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the new state.
 
     complement: 1 - momentum, rounded once. running: [BINS + 1] ("paper", the average of 1 last) or [BINS] ("mmdet").
     """
@@ -68,7 +69,6 @@ def _harmonize_kernel(
         old = tl.load(running_ptr + slot, mask=slot < BINS, other=0.0)
         if not MMDET:
             age = tl.load(running_ptr + BINS)
-        tl.debug_barrier()  # every warp has read the state before any of them writes it
     counts = tl.sum(tl.load(counts_ptr + at, mask=inside, other=0).to(tl.int64), axis=0)
     sums = tl.sum(tl.load(sums_ptr + at, mask=inside, other=0.0), axis=0)
     valid = tl.sum(tl.where(slot <= BINS, counts, 0))
@@ -85,13 +85,13 @@ def _harmonize_kernel(
         if MMDET:
             smooth = tl.where(present, new, old)
             if UPDATE:
-                tl.store(running_ptr + slot, smooth, mask=slot < BINS)
+                tl.store(new_running_ptr + slot, smooth, mask=slot < BINS)
         else:
             if UPDATE:
                 grown = momentum * age + complement
                 smooth = new / grown
-                tl.store(running_ptr + slot, new, mask=(slot < BINS) & (valid > 0))
-                tl.store(running_ptr + BINS, tl.where(valid > 0, grown, age))
+                tl.store(new_running_ptr + slot, tl.where(valid > 0, new, old), mask=slot < BINS)
+                tl.store(new_running_ptr + BINS, tl.where(valid > 0, grown, age))
             else:
                 smooth = tl.where(old > 0, old / age, density)
 

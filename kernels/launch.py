@@ -1,7 +1,9 @@
-"""Launchers: grids, block sizes and buffers for the kernels; the operators of ghm_triton.ops are these functions.
+"""Launchers: grids, block sizes and buffers for the kernels; the operators of ghm_triton.ops are launch_forward and
+launch_backward.
 
-Shared by all: `inputs`, `targets`, `weights` are lists of contiguous tensors, one a level; `weights` may be empty. Arguments are taken as checked.
-A target with one dimension less than its input holds class indices, a weight with one less a number an anchor.
+`inputs`, `targets`, `weights` are lists of contiguous tensors, one a level; `weights` may be empty. Arguments are taken
+as checked. A target with one dimension less than its input holds class indices, a weight with one less a number an
+anchor. `mu` is None for GHM-C.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import math
 import torch
 import triton
 
+from ..distributed import all_reduce
 from ..regions import floor_misses_edges
 from .ghmc import _ghmc_accumulate_kernel, _ghmc_gradient_kernel, _ghmc_weigh_kernel
 from .ghmr import _ghmr_accumulate_kernel, _ghmr_gradient_kernel, _ghmr_weigh_kernel
@@ -105,22 +108,60 @@ class _Rows:
         return self.counts[first:], self.sums[first:]
 
 
-def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights):
-    """Adds the rows up; returns (loss [], coefficients [slots]), both fp32, and updates running_counts in place."""
+def _share(counts, sums, bins, sum_weights, group):
+    """Puts the counts of all processes, and N, into the only row of `counts` and `sums`."""
+    own = counts[0].double()
+    total = sums[0, -1:].double() if sum_weights else own[: bins + 1].sum(0, keepdim=True)
+    density, total = all_reduce(torch.cat([own[:bins], total]), group).split([bins, 1])
+    counts[0, :bins] = density
+    if sum_weights:
+        sums[0, -1:] = total
+    else:
+        counts[0, bins : bins + 1] = total - density.sum()  # NaN, which is in no region
+
+
+def _accumulate(inputs, targets, weights, mu, bins, sum_weights) -> _Rows:
+    rows = _Rows(inputs, bins)
+    for input, target, weight, level in _levels(inputs, targets, weights):
+        arguments = (input, target, weight, *rows.of(level), input.numel())
+        constants = _specialisation(input, target, weight, bins, ACCUMULATE_BLOCK) | dict(SLOTS=rows.slots)
+        grid = (rows.programs[level],)
+        if mu is None:
+            constants |= _class_index(input, target) | _anchors(input, target, weight, ACCUMULATE_BLOCK)
+            _ghmc_accumulate_kernel[grid](*arguments, _easy_below(bins), FLUSH=FLUSH, **constants)
+        else:
+            _ghmr_accumulate_kernel[grid](*arguments, mu, mu * mu, SUM_WEIGHTS=sum_weights, **constants)
+    return rows
+
+
+def _fold(counts, sums, limit) -> tuple[torch.Tensor, torch.Tensor]:
+    """`limit` rows of them, int64 and fp32."""
+    slots = counts.shape[1]
+    folded_counts, folded_sums = counts.new_empty(limit, slots, dtype=torch.int64), sums.new_empty(limit, slots)
+    _fold_kernel[(limit,)](
+        counts, sums, folded_counts, folded_sums, len(counts), SLOTS=slots, ROWS=limit, num_warps=4
+    )
+    return folded_counts, folded_sums
+
+
+def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights, group):
+    """Adds the rows up; returns (loss [], coefficients [slots]), both fp32, and the new running_counts if `update`."""
     counts, sums, slots = rows.counts, rows.sums, rows.slots
     limit = max(1, FOLD_TILE // slots)
-    if len(counts) > limit:
-        counts, sums = counts.new_empty(limit, slots, dtype=torch.int64), sums.new_empty(limit, slots)
-        _fold_kernel[(limit,)](
-            rows.counts, rows.sums, counts, sums, len(rows.counts), SLOTS=slots, ROWS=limit, num_warps=4
-        )
+    if group is not None:
+        counts, sums = _fold(counts, sums, 1)
+        _share(counts, sums, bins, sum_weights, group)
+    elif len(counts) > limit:
+        counts, sums = _fold(counts, sums, limit)
     loss, coefficients = sums.new_empty(()), sums.new_empty(slots)
+    state = torch.empty_like(running_counts) if running_counts is not None and update else None
     _harmonize_kernel[(1,)](
         counts,
         sums,
         running_counts,
         coefficients,
         loss,
+        state,
         len(counts),
         momentum,
         1.0 - momentum,
@@ -135,132 +176,77 @@ def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, u
         UPDATE=update,
         num_warps=4,
     )
-    return loss, coefficients
+    return loss, coefficients, state
 
 
-def launch_ghmc_forward(
-    inputs, targets, weights, running_counts, bins, momentum, loss_weight, mmdet, mean, update
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss [], coefficients [slots]), fp32; `running_counts` (or None) is updated in place if `update`."""
-    with _on(inputs[0].device):
-        rows = _Rows(inputs, bins)
-        for input, target, weight, level in _levels(inputs, targets, weights):
-            _ghmc_accumulate_kernel[(rows.programs[level],)](
-                input,
-                target,
-                weight,
-                *rows.of(level),
-                input.numel(),
-                _easy_below(bins),
-                SLOTS=rows.slots,
-                FLUSH=FLUSH,
-                **_class_index(input, target),
-                **_anchors(input, target, weight, ACCUMULATE_BLOCK),
-                **_specialisation(input, target, weight, bins, ACCUMULATE_BLOCK),
-            )
-        return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, False)
-
-
-def launch_ghmc_backward(grads, inputs, targets, weights, coefficients, bins) -> list[torch.Tensor]:
-    """Gradients of the inputs, in their dtypes; `grads` holds one number [], or a tensor like the input a level."""
-    outputs = [torch.empty_like(input) for input in inputs]
-    by_element = len(grads) == len(inputs) and grads[0].shape == inputs[0].shape
-    with _on(inputs[0].device):
-        for input, target, weight, level in _levels(inputs, targets, weights):
-            _ghmc_gradient_kernel[_tiles(input, ELEMENTWISE_BLOCK)](
-                input,
-                target,
-                weight,
-                coefficients,
-                grads[level if by_element else 0],
-                outputs[level],
-                input.numel(),
-                ELEMENT_GRAD=by_element,
-                **_class_index(input, target),
-                **_anchors(input, target, weight, ELEMENTWISE_BLOCK),
-                **_specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK),
-            )
-    return outputs
-
-
-def launch_ghmc_weigh(inputs, targets, weights, coefficients, bins) -> list[torch.Tensor]:
+def _weigh(inputs, targets, weights, coefficients, mu, bins) -> list[torch.Tensor]:
     """The losses of the elements, fp32, in the shapes of the inputs."""
     outputs = [torch.empty_like(input, dtype=torch.float32) for input in inputs]
-    with _on(inputs[0].device):
-        for input, target, weight, level in _levels(inputs, targets, weights):
-            _ghmc_weigh_kernel[_tiles(input, ELEMENTWISE_BLOCK)](
-                input,
-                target,
-                weight,
-                coefficients,
-                outputs[level],
-                input.numel(),
-                SLOTS=len(coefficients),
-                **_class_index(input, target),
-                **_specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK),
-            )
+    for input, target, weight, level in _levels(inputs, targets, weights):
+        arguments = (input, target, weight, coefficients, outputs[level], input.numel())
+        constants = _specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK)
+        if mu is None:
+            constants |= _class_index(input, target) | dict(SLOTS=len(coefficients))
+            _ghmc_weigh_kernel[_tiles(input, ELEMENTWISE_BLOCK)](*arguments, **constants)
+        else:
+            _ghmr_weigh_kernel[_tiles(input, ELEMENTWISE_BLOCK)](*arguments, mu, mu * mu, **constants)
     return outputs
 
 
-def launch_ghmr_forward(
-    inputs, targets, weights, running_counts, mu, bins, momentum, loss_weight, mmdet, mean, update
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As launch_ghmc_forward; "mmdet" takes the sum of the weights for the number of elements."""
-    sum_weights = mmdet and bool(weights)
+def launch_forward(
+    inputs: list[torch.Tensor],
+    targets: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    running_counts: torch.Tensor | None,
+    mu: float | None,
+    bins: int,
+    momentum: float,
+    loss_weight: float,
+    mmdet: bool,
+    reduction: str,
+    update: bool,
+    grad: bool,
+    group: str | None,
+) -> list[torch.Tensor]:
+    """[loss], or the losses of each level for "none"; coefficients [slots]; new running_counts if any and `update`.
+
+    Losses and coefficients in fp32. GHM-R in "mmdet" takes the sum of the weights for the number of elements. group: name
+    of the process group that shares the density, or None. grad: not used, coefficients are all that backward needs.
+    """
+    sum_weights = mu is not None and mmdet and bool(weights)
     with _on(inputs[0].device):
-        rows = _Rows(inputs, bins)
-        for input, target, weight, level in _levels(inputs, targets, weights):
-            _ghmr_accumulate_kernel[(rows.programs[level],)](
-                input,
-                target,
-                weight,
-                *rows.of(level),
-                input.numel(),
-                mu,
-                mu * mu,
-                SLOTS=rows.slots,
-                SUM_WEIGHTS=sum_weights,
-                **_specialisation(input, target, weight, bins, ACCUMULATE_BLOCK),
-            )
-        return _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights)
+        rows = _accumulate(inputs, targets, weights, mu, bins, sum_weights)
+        loss, coefficients, state = _harmonize(
+            rows, running_counts, bins, momentum, loss_weight, mmdet, reduction == "mean", update, sum_weights, group
+        )
+        losses = [loss] if reduction != "none" else _weigh(inputs, targets, weights, coefficients, mu, bins)
+    return losses + [coefficients] + ([] if state is None else [state])
 
 
-def launch_ghmr_backward(grads, inputs, targets, weights, coefficients, mu, bins) -> list[torch.Tensor]:
-    """As launch_ghmc_backward; the gradients of the targets are the negatives of these."""
+def launch_backward(
+    grads: list[torch.Tensor],
+    inputs: list[torch.Tensor],
+    targets: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    coefficients: torch.Tensor,
+    mu: float | None,
+    bins: int,
+) -> list[torch.Tensor]:
+    """Gradients of the inputs, in their dtypes; those of GHM-R's targets are their negatives.
+
+    grads: one number [], or a tensor like the input a level.
+    """
     outputs = [torch.empty_like(input) for input in inputs]
     by_element = len(grads) == len(inputs) and grads[0].shape == inputs[0].shape
     with _on(inputs[0].device):
         for input, target, weight, level in _levels(inputs, targets, weights):
-            _ghmr_gradient_kernel[_tiles(input, ELEMENTWISE_BLOCK)](
-                input,
-                target,
-                weight,
-                coefficients,
-                grads[level if by_element else 0],
-                outputs[level],
-                input.numel(),
-                mu,
-                mu * mu,
-                ELEMENT_GRAD=by_element,
-                **_specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK),
-            )
-    return outputs
-
-
-def launch_ghmr_weigh(inputs, targets, weights, coefficients, mu, bins) -> list[torch.Tensor]:
-    """As launch_ghmc_weigh."""
-    outputs = [torch.empty_like(input, dtype=torch.float32) for input in inputs]
-    with _on(inputs[0].device):
-        for input, target, weight, level in _levels(inputs, targets, weights):
-            _ghmr_weigh_kernel[_tiles(input, ELEMENTWISE_BLOCK)](
-                input,
-                target,
-                weight,
-                coefficients,
-                outputs[level],
-                input.numel(),
-                mu,
-                mu * mu,
-                **_specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK),
-            )
+            grad = grads[level if by_element else 0]
+            arguments = (input, target, weight, coefficients, grad, outputs[level], input.numel())
+            constants = _specialisation(input, target, weight, bins, ELEMENTWISE_BLOCK) | dict(ELEMENT_GRAD=by_element)
+            grid = _tiles(input, ELEMENTWISE_BLOCK)
+            if mu is None:
+                constants |= _class_index(input, target) | _anchors(input, target, weight, ELEMENTWISE_BLOCK)
+                _ghmc_gradient_kernel[grid](*arguments, **constants)
+            else:
+                _ghmr_gradient_kernel[grid](*arguments, mu, mu * mu, **constants)
     return outputs

@@ -16,26 +16,32 @@ needs_kernels = pytest.mark.skipif(
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def arguments(name):
+def arguments(name, loss, reduction="mean"):
     """A small valid call of an operator, with state where it takes one."""
     x = torch.randn(10, 4, device=DEVICE)
-    target = torch.randint(-1, 4, (10,), device=DEVICE) if name.startswith("ghmc") else x * 0.9
-    weight = torch.ones(10, device=DEVICE)
-    coefficients = torch.rand(16, device=DEVICE)
-    scalars = [10] if name.startswith("ghmc") else [0.02, 10]
-    if name.endswith("forward"):
-        return [x], [target], [weight], torch.zeros(11, device=DEVICE), *scalars, 0.5, 1.0, False, True, True
-    grads = [[torch.ones((), device=DEVICE)]] if name.endswith("backward") else []
-    return *grads, [x], [target], [weight], coefficients, *scalars
+    target = torch.randint(-1, 4, (10,), device=DEVICE) if loss == "ghmc" else x * 0.9
+    population = [x], [target], [torch.ones(10, device=DEVICE)]
+    mu = None if loss == "ghmc" else 0.02
+    if name == "backward":
+        return [torch.ones((), device=DEVICE)], *population, torch.rand(16, device=DEVICE), mu, 10
+    return *population, torch.zeros(11, device=DEVICE), mu, 10, 0.5, 1.0, False, reduction, True, True, None
 
 
 @needs_kernels
-@pytest.mark.parametrize("step", ["forward", "backward", "weigh"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("loss", ["ghmc", "ghmr"])
-def test_opcheck(loss, step):
+@pytest.mark.parametrize("name", ["eager", "forward", "backward"])
+def test_opcheck(name, loss, reduction):
     """A schema that hides a mutation, or a fake with other shapes than the kernel's, breaks torch.compile."""
-    name = f"{loss}_{step}"
-    torch.library.opcheck(getattr(torch.ops.ghm_triton, name).default, arguments(name))
+    torch.library.opcheck(getattr(torch.ops.ghm_triton, name).default, arguments(name, loss, reduction))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["eager", "forward"])
+def test_opcheck_with_gradients(name):
+    """The derivative that compiled and exported graphs take."""
+    (x,), *others = arguments(name, "ghmc")
+    torch.library.opcheck(getattr(torch.ops.ghm_triton, name).default, ([x.requires_grad_()], *others))
 
 
 @needs_kernels
@@ -45,8 +51,8 @@ def test_coefficients_have_the_size_that_the_fake_says():
 
     for bins in (1, 2, 3, 10, 14, 15, 30, 31, 62, 63, 100):
         x, target = torch.randn(3, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
-        _, coefficients = torch.ops.ghm_triton.ghmc_forward(
-            [x], [target], [], None, bins, 0.0, 1.0, False, True, True
+        _, coefficients = torch.ops.ghm_triton.forward(
+            [x], [target], [], None, None, bins, 0.0, 1.0, False, "mean", True, True, None
         )
         assert len(coefficients) == _slots(bins) >= bins + 2
 
