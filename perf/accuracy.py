@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run is None or minutes + longest > options.max_minutes:
             break
         if backbone is None:
-            backbone = start_weights(options.backbone, steps=5 if options.smoke else 600)
+            backbone = start_weights(options.backbone, steps=5 if options.smoke else 1500)
         print(f"{left} runs left: {run}", flush=True)
         values = measure(run, backbone, scenes=16 if options.smoke else options.scenes)
         about = {name: value for name, value in origin().items() if name in COLUMNS}
@@ -159,7 +159,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--losses", nargs="+", choices=list(PAIRS), default=list(PAIRS), help="(all)")
     parser.add_argument("--seeds", type=int, default=5, help="of each pair of losses (5)")
     parser.add_argument("--ablation-seeds", type=int, default=2, help="of each setting (2)")
-    parser.add_argument("--steps", type=int, help=f"of {BATCH} images each (500)")
+    parser.add_argument("--steps", type=int, help=f"of {BATCH} images each (800)")
     parser.add_argument("--scenes", type=int, default=300, help="held out, to evaluate on (300)")
     parser.add_argument("--threads", type=int, help="of PyTorch (as PyTorch chooses)")
     parser.add_argument("--max-minutes", type=float, default=math.inf, help="start no run that would end later")
@@ -170,7 +170,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     smoke = "-smoke" if options.smoke else ""
     options.out = options.out or Path(f"perf/results/accuracy-cpu{smoke}.csv")
     options.backbone = options.backbone or options.out.with_name(f"{options.out.stem}-backbone.pt")
-    options.steps = options.steps or (4 if options.smoke else 500)
+    options.steps = options.steps or (4 if options.smoke else 800)
     return options
 
 
