@@ -22,6 +22,8 @@ class DigitCrops(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index: expected 0..{self.count - 1}, got {index}")
         random = numpy.random.default_rng([self.seed, SPLITS.index(self.split), index, 1])
         picture, label = draw_crop(random, self.split, CROP)
         return torch.from_numpy(picture).permute(2, 0, 1).float() / 255, label
