@@ -5,14 +5,15 @@
 
 import argparse
 import copy
+import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from .digits import DigitScenes
+from .engine import Trainer
 from .evaluation import average_precision, detect
 from .retinanet import harmonize
 from .small import small_retinanet
@@ -26,21 +27,23 @@ RATE = 2e-3
 LOSSES = {"momentum": 0.0, "mu": 0.1, "box_loss_weight": 20.0}
 
 
-def train(model: nn.Module, scenes: DigitScenes, *, batch: int = BATCH, rate: float = RATE) -> None:
-    """One pass over `scenes`: AdamW, one-cycle learning rate with its maximum at `rate`, a progress bar."""
-    loader = DataLoader(scenes, batch_size=batch, collate_fn=lambda items: tuple(zip(*items)))
+def train(
+    model: nn.Module,
+    scenes: DigitScenes,
+    *,
+    batch: int = BATCH,
+    rate: float = RATE,
+    epochs: int = 1,
+    seed: int = 0,
+    after_step: Callable[[list[dict]], None] = lambda targets: None,
+) -> Trainer:
+    """`epochs` passes over `scenes`: AdamW, one-cycle learning rate with its maximum at `rate`, a progress bar."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=len(loader))
-    model.train()
-    with tqdm(loader, desc="training", unit="step") as progress:
-        for images, targets in progress:
-            losses = model(list(images), list(targets))
-            optimiser.zero_grad()
-            sum(losses.values()).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 35)
-            optimiser.step()
-            schedule.step()
-            progress.set_postfix({name: f"{loss.item():.3f}" for name, loss in losses.items()}, refresh=False)
+    steps = epochs * math.ceil(len(scenes) / batch)
+    trainer = Trainer(model, optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps))
+    for _ in range(epochs):
+        trainer.train_epoch(scenes, batch=batch, seed=seed, after_step=after_step)
+    return trainer
 
 
 def box_error(model: nn.Module, scenes: DigitScenes) -> float:

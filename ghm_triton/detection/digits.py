@@ -3,7 +3,7 @@
 Training and validation scenes use different digits and different parts of the photographs, so that nothing that is
 evaluated was seen in training. Scene `index` of a split depends on the seed and the index alone.
 
-    python -m ghm_triton.detection.digits DIR --train 2000 --val 500 --seed 0
+    python -m ghm_triton.detection.digits DIR --train 2000 --val 500 --seed 0 --style hard
 
 writes them as PNG pictures and annotations in COCO's format.
 """
@@ -36,6 +36,7 @@ class SceneStyle:
         height: smallest and largest digit, pixels, drawn uniformly in the logarithm.
         contrast: least and greatest difference between a digit and what is behind it, as a part of half the grey scale.
         window: smallest and largest side of the piece of photograph that is stretched over the picture, pixels.
+        clutter: fewest and most things that are no digits: digits with their 8 x 8 pixels in another order.
     """
 
     size: int = 96
@@ -43,6 +44,13 @@ class SceneStyle:
     height: tuple[int, int] = (12, 48)
     contrast: tuple[float, float] = (0.6, 1.0)
     window: tuple[int, int] = (64, 200)
+    clutter: tuple[int, int] = (0, 0)
+
+
+STYLES = {
+    "easy": SceneStyle(),
+    "hard": SceneStyle(digits=(2, 8), height=(14, 40), contrast=(0.45, 1.0), window=(96, 220), clutter=(0, 3)),
+}
 
 
 @functools.lru_cache(maxsize=None)
@@ -90,17 +98,53 @@ def _colour(random: numpy.random.Generator, behind: float, style: SceneStyle) ->
     return (behind + (difference if brighter else -difference) + random.uniform(-25, 25, 3)).clip(0, 255)
 
 
+def _side(random: numpy.random.Generator, style: SceneStyle) -> int:
+    return min(round(numpy.exp(random.uniform(*numpy.log(style.height)))), style.size)
+
+
+def _blend(random: numpy.random.Generator, place: numpy.ndarray, opacity: numpy.ndarray, style: SceneStyle) -> None:
+    """Draw over `place`, a part of the picture."""
+    colour = _colour(random, place.mean(), style)
+    place += opacity[..., None] * (colour - place)
+
+
+def _draw_clutter(
+    random: numpy.random.Generator, picture: numpy.ndarray, opacities: numpy.ndarray, style: SceneStyle
+) -> None:
+    for _ in range(random.integers(*style.clutter, endpoint=True)):
+        mixed = random.permutation(opacities[random.integers(len(opacities))].ravel()).reshape(8, 8)
+        side = _side(random, style)
+        left, top = random.integers(style.size - side, size=2, endpoint=True)
+        _blend(random, picture[top : top + side, left : left + side], _resize(mixed, side), style)
+
+
+def draw_crop(random: numpy.random.Generator, split: str, style: SceneStyle) -> tuple[numpy.ndarray, int]:
+    """(picture of the style's size of one digit, or clutter, or nothing; its label, 10 where there is no digit)."""
+    opacities, labels = split_digits(split)
+    picture = _background(random, split, style)
+    if style.clutter[1]:
+        _draw_clutter(random, picture, opacities, style)
+    which = random.integers(len(labels) * 11 // 10)
+    if which >= len(labels):
+        return picture.round().astype(numpy.uint8), 10
+    side = _side(random, style)
+    left, top = random.integers(style.size - side, size=2, endpoint=True)
+    _blend(random, picture[top : top + side, left : left + side], _resize(opacities[which], side), style)
+    return picture.round().astype(numpy.uint8), int(labels[which])
+
+
 def draw_scene(
     random: numpy.random.Generator, split: str, style: SceneStyle
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """(picture, uint8 [size, size, 3]; boxes, xyxy in pixels, int64 [n, 4]; digits 0..9, int64 [n]), n at least 1."""
     opacities, labels = split_digits(split)
     picture = _background(random, split, style)
+    if style.clutter[1]:
+        _draw_clutter(random, picture, opacities, style)
     boxes, digits = numpy.zeros((0, 4), dtype=numpy.int64), []
-    low, high = numpy.log(style.height)
     for _ in range(random.integers(*style.digits, endpoint=True)):
         which = random.integers(len(labels))
-        side = min(round(numpy.exp(random.uniform(low, high))), style.size)
+        side = _side(random, style)
         opacity = _resize(opacities[which], side)
         rows, columns = ((opacity > _INK).any(axis).nonzero()[0] for axis in (1, 0))
         extent = numpy.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
@@ -109,9 +153,7 @@ def draw_scene(
             box = extent + [left, top, left, top]
             apart = (boxes[:, :2] >= box[2:]) | (boxes[:, 2:] <= box[:2])
             if apart.any(axis=1).all():
-                place = picture[top : top + side, left : left + side]
-                colour = _colour(random, place.mean(), style)
-                place += opacity[..., None] * (colour - place)
+                _blend(random, picture[top : top + side, left : left + side], opacity, style)
                 boxes = numpy.concatenate([boxes, box[None]])
                 digits.append(labels[which])
                 break
@@ -166,6 +208,11 @@ class DigitScenes(Dataset):
         boxes = torch.from_numpy(boxes).float()
         return image, {"boxes": boxes, "labels": torch.from_numpy(labels), "image_id": index}
 
+    @property
+    def category_ids(self) -> list[int]:
+        """The category of each label."""
+        return list(range(1, self.classes + 1))
+
     def coco(self) -> dict:
         """The annotations in COCO's format. Category i + 1 is label i; file names are those of `write_coco`."""
         names = ["digit"] if self.classes == 1 else [str(digit) for digit in range(10)]
@@ -179,7 +226,7 @@ class DigitScenes(Dataset):
                     {
                         "id": len(annotations) + 1,
                         "image_id": index,
-                        "category_id": label + 1,
+                        "category_id": self.category_ids[label],
                         "bbox": [left, top, right - left, bottom - top],
                         "area": (right - left) * (bottom - top),
                         "iscrowd": 0,
@@ -210,9 +257,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=2000, metavar="N", help="scenes for training (2000)")
     parser.add_argument("--val", type=int, default=500, metavar="N", help="scenes for validation (500)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter (easy)")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of a picture (96)")
+    parser.add_argument("--digits", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="in a picture")
+    parser.add_argument("--clutter", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits")
+    parser.add_argument("--contrast", type=float, nargs=2, metavar=("LEAST", "GREATEST"), help="0 to 1")
     options = parser.parse_args(arguments)
+    given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    style = dataclasses.replace(STYLES[options.style], **given)
     for split, count in (("train", options.train), ("val", options.val)):
-        write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed))
+        write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
         print(f"{count} scenes in {pathlib.Path(options.directory, split)}")
 
 

@@ -1,9 +1,10 @@
-"""GHM-C and GHM-R in the heads of a torchvision RetinaNet."""
+"""GHM-C and GHM-R in the heads of a torchvision RetinaNet, and GHM-C in those of an FCOS."""
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ghm_triton import GHMCLoss, GHMRLoss
@@ -12,7 +13,7 @@ _BACKGROUND = -1
 
 
 def harmonize(
-    model: RetinaNet,
+    model: RetinaNet | FCOS,
     *,
     bins: int | None = 30,
     box_bins: int | None = 10,
@@ -22,42 +23,75 @@ def harmonize(
     box_loss_weight: float = 1.0,
     variant: str = "paper",
     backend: str | None = None,
-) -> RetinaNet:
+    sync: bool = False,
+) -> RetinaNet | FCOS:
     """Make the heads of `model` compute GHM-C and GHM-R; the defaults are the paper's.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
     `state_dict` gains the running counts under `head.classification_loss` and `head.regression_loss`. Do this before
     the model is moved to a device or wrapped for several processes; harmonizing again starts with fresh counts.
 
+    An FCOS gets GHM-C over all its locations and keeps its own box losses: it regresses boxes by their generalized IoU,
+    and a centerness by cross entropy. GHM-R is made for differences of box deltas and has no meaning for either, so that
+    `box_bins`, `mu` and `box_loss_weight` are not used.
+
     Args:
-        model: a RetinaNet of torchvision, `retinanet_resnet50_fpn` or built by hand, with a `RetinaNetHead`.
+        model: a RetinaNet of torchvision, `retinanet_resnet50_fpn` or built by hand, with a `RetinaNetHead`; or an
+            FCOS with an `FCOSHead`.
         bins: unit regions of GHM-C. 1 is plain cross entropy; None leaves the model's own classification loss.
         box_bins: unit regions of GHM-R. 1 is plain ASL1; None leaves the model's own box loss.
         momentum: of the moving averages of both densities.
         mu: of ASL1, in units of the encoded box deltas.
         class_loss_weight, box_loss_weight: factors of the two losses.
         variant, backend: as for :func:`ghm_triton.ghmc_loss`.
+        sync: take the densities over all processes of torch.distributed. The losses are scaled so that the mean of the
+            processes' gradients, which DistributedDataParallel takes, is that of one process with the whole batch.
 
     Raises:
-        TypeError: `model` is no RetinaNet, or its head no RetinaNetHead.
+        TypeError: `model` is no RetinaNet or FCOS, or its head not torchvision's.
         ValueError: an option is out of range.
 
     Example:
         >>> model = harmonize(torchvision.models.detection.retinanet_resnet50_fpn(num_classes=91))
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
-    if not isinstance(model, RetinaNet):
-        raise TypeError(f"model: expected a torchvision RetinaNet, got {type(model).__name__}")
-    if not isinstance(model.head, RetinaNetHead):
-        raise TypeError(f"model.head: expected a torchvision RetinaNetHead, got {type(model.head).__name__}")
-    common = {"momentum": momentum, "variant": variant, "backend": backend}
-    model.head = HarmonizedHead(
-        model.head.classification_head,
-        model.head.regression_head,
+    common = {"momentum": momentum, "variant": variant, "backend": backend} | sync_option(sync)
+    return set_losses(
+        model,
         None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, **common),
-        None if box_bins is None else GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, **common),
-    ).train(model.training)
-    return model
+        None
+        if box_bins is None or isinstance(model, FCOS)
+        else GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, **common),
+    )
+
+
+def set_losses(
+    model: RetinaNet | FCOS, classification_loss: nn.Module | None, regression_loss: nn.Module | None
+) -> RetinaNet | FCOS:
+    """Give the head of `model` these losses, called as :class:`HarmonizedHead` describes; None: the model's own.
+
+    Raises:
+        TypeError: `model` is no RetinaNet or FCOS, or its head not torchvision's.
+    """
+    from .fcos import HarmonizedFCOSHead
+
+    for kind, of_head, harmonized in (
+        (RetinaNet, RetinaNetHead, HarmonizedHead),
+        (FCOS, FCOSHead, HarmonizedFCOSHead),
+    ):
+        if isinstance(model, kind):
+            if not isinstance(model.head, of_head):
+                got = type(model.head).__name__
+                raise TypeError(f"model.head: expected a torchvision {of_head.__name__}, got {got}")
+            heads = model.head.classification_head, model.head.regression_head
+            model.head = harmonized(*heads, classification_loss, regression_loss).train(model.training)
+            return model
+    raise TypeError(f"model: expected a torchvision RetinaNet or FCOS, got {type(model).__name__}")
+
+
+def sync_option(sync: bool) -> dict[str, bool]:
+    """The keyword of the losses' modules, which is given only where it is wanted."""
+    return {"sync": True} if sync else {}
 
 
 class HarmonizedHead(RetinaNetHead):
@@ -102,11 +136,7 @@ class HarmonizedHead(RetinaNetHead):
         return {"classification": classification, "bbox_regression": boxes}
 
     def _classification(self, targets, logits, matches):
-        labels = torch.cat([target["labels"] for target in targets])
-        _check_labels(labels, logits.shape[-1])
-        # One label more, for the anchors of images without objects to point at.
-        labels = torch.cat([labels, labels.new_full((1,), _BACKGROUND)])[_object_index(targets, matches)]
-        labels = torch.where(matches >= 0, labels, _BACKGROUND)
+        labels = match_labels(targets, matches, logits.shape[-1])
         return self.classification_loss(logits, labels, matches != Matcher.BETWEEN_THRESHOLDS)
 
     def _boxes(self, targets, deltas, anchors, matches):
@@ -116,13 +146,26 @@ class HarmonizedHead(RetinaNetHead):
         return self.regression_loss(deltas[positive], wanted)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Let the losses keep the counts that they have where a checkpoint, of the plain model, holds none."""
-        for name in ("classification_loss", "regression_loss"):
-            loss = getattr(self, name)
-            if loss is not None:
-                for key, value in loss.state_dict(prefix=f"{prefix}{name}.").items():
-                    state_dict.setdefault(key, value)
+        keep_counts(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def keep_counts(head: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Let the losses of `head` keep the counts that they have where a checkpoint, of the plain model, holds none."""
+    for name in ("classification_loss", "regression_loss"):
+        loss = getattr(head, name)
+        if loss is not None:
+            for key, value in loss.state_dict(prefix=f"{prefix}{name}.").items():
+                state_dict.setdefault(key, value)
+
+
+def match_labels(targets: list[dict[str, Tensor]], matches: Tensor, classes: int) -> Tensor:
+    """The label of each anchor's object, -1 for background and ignored anchors, int64 [images, anchors]."""
+    labels = torch.cat([target["labels"] for target in targets])
+    _check_labels(labels, classes)
+    # One label more, for the anchors of images without objects to point at.
+    labels = torch.cat([labels, labels.new_full((1,), _BACKGROUND)])[_object_index(targets, matches)]
+    return torch.where(matches >= 0, labels, _BACKGROUND)
 
 
 def _object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:

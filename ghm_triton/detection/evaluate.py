@@ -1,0 +1,76 @@
+"""COCO's twelve numbers of a checkpoint of `train`, printed, and with --output written as json.
+
+    python -m ghm_triton.detection.evaluate CHECKPOINT --data DIR
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import torch
+from tqdm import tqdm
+
+from .builder import build_from
+from .checkpoint import load_checkpoint
+from .coco import CocoBoxes, find_split
+from .evaluation import average_precision, detect
+
+_CHUNK = 64  # images between two steps of the progress bar
+
+
+def evaluate(
+    checkpoint: str | pathlib.Path,
+    annotations: str | pathlib.Path,
+    images: str | pathlib.Path,
+    *,
+    device: str = "cpu",
+) -> tuple[dict[str, float], list[dict]]:
+    """(the twelve numbers, the detections in COCO's format) of a checkpoint on a data set.
+
+    Raises:
+        FileNotFoundError, ValueError: the checkpoint or the data set is not as it should be; categories that the model
+            was not trained on are named.
+    """
+    model, categories = build_from(load_checkpoint(checkpoint))
+    data = CocoBoxes(annotations, images, category_ids=[category["id"] for category in categories])
+    model.to(device)
+    found = []
+    for first in tqdm(range(0, len(data), _CHUNK), desc="detecting", unit="chunk"):
+        found += detect(model, data, indices=range(first, min(first + _CHUNK, len(data))))
+    return average_precision(data.coco(), found), found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate; 1 after an error in the input, which is printed."""
+    parser = argparse.ArgumentParser(prog="python -m ghm_triton.detection.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("--data", metavar="DIR", help="folder in COCO's layout, of which the validation split is taken")
+    parser.add_argument("--val-json", metavar="FILE", help="annotations, instead of those in --data")
+    parser.add_argument("--val-images", metavar="DIR", help="their images")
+    parser.add_argument("--output", metavar="DIR", help="folder for metrics.json and detections.json")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    try:
+        if options.val_json and options.val_images:
+            place = options.val_json, options.val_images
+        elif options.data:
+            place = find_split(options.data, "val")
+        else:
+            raise ValueError("--data: expected a folder in COCO's layout, or --val-json and --val-images")
+        metrics, found = evaluate(options.checkpoint, *place, device=options.device)
+        if options.output:
+            folder = pathlib.Path(options.output)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+            (folder / "detections.json").write_text(json.dumps(found))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, value in metrics.items():
+        print(f"{name:6}{value:6.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""GHM-C in the head of a torchvision FCOS."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection._utils import BoxLinearCoder
+
+from .retinanet import keep_counts, match_labels
+
+
+class HarmonizedFCOSHead(FCOSHead):
+    """An FCOSHead around existing heads whose classification loss is `classification_loss`.
+
+    Boxes and centerness keep torchvision's losses: generalized IoU and cross entropy, over the positive locations.
+
+    Args:
+        classification_head, regression_head: as torchvision's FCOSHead has them.
+        classification_loss: takes logits [images, locations, classes], labels and weights [images, locations]; None
+            for torchvision's focal loss.
+        regression_loss: None.
+    """
+
+    def __init__(
+        self,
+        classification_head: nn.Module,
+        regression_head: nn.Module,
+        classification_loss: nn.Module | None,
+        regression_loss: None = None,
+    ):
+        if regression_loss is not None:
+            raise ValueError(f"regression_loss: expected None for an FCOS, got {type(regression_loss).__name__}")
+        nn.Module.__init__(self)  # FCOSHead's would build heads of its own
+        self.box_coder = BoxLinearCoder(normalize_by_size=True)
+        self.classification_head = classification_head
+        self.regression_head = regression_head
+        self.classification_loss = classification_loss
+        self.regression_loss = None
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """The losses "classification", "bbox_regression" and "bbox_ctrness", called by FCOS with the matches."""
+        logits = head_outputs["cls_logits"]
+        if self.classification_loss is None:
+            return super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        matches = torch.stack(matched_idxs)
+        labels = match_labels(targets, matches, logits.shape[-1])
+        # torchvision computes the three losses in one function; its focal loss is thrown away.
+        losses = super().compute_loss(targets, head_outputs | {"cls_logits": logits.detach()}, anchors, matched_idxs)
+        return losses | {"classification": self.classification_loss(logits, labels, torch.ones_like(labels))}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        keep_counts(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

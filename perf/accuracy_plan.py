@@ -1,0 +1,152 @@
+"""The runs of the comparison in perf.accuracy, and the table of their results."""
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+PAIRS = {  # as the paper's table has them: classification and box loss
+    "CE + SL1": ("ce", "smooth_l1"),
+    "focal + SL1": ("focal", "smooth_l1"),
+    "GHM-C + SL1": ("ghmc", "smooth_l1"),
+    "GHM-C + ASL1": ("ghmc", "asl1"),
+    "GHM-C + GHM-R": ("ghmc", "ghmr"),
+}
+RATES = (1e-3, 3e-3)
+BOX_WEIGHTS = (2.0, 8.0, 32.0)
+GRID_SEED = 0  # its runs are not reported
+ABLATED = "GHM-C + SL1"
+BINS = (5, 10, 20, 30, 40)
+MOMENTA = (0.0, 0.5, 0.75, 0.9, 0.99)
+STAGES = ("grid", "main", "ablation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training; two that are equal have the same result."""
+
+    stage: str
+    losses: str
+    classes: int
+    steps: int
+    rate: float
+    box_weight: float
+    seed: int
+    bins: int = 30
+    momentum: float = 0.75
+    variant: str = "paper"
+
+
+KEY = [field.name for field in dataclasses.fields(Run)]
+
+
+def done_runs(rows: pd.DataFrame) -> set[Run]:
+    """The runs that have a row."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Run)}
+    return {Run(**{name: kinds[name](value) for name, value in zip(KEY, row)}) for row in rows[KEY].values.tolist()}
+
+
+def grid(losses: str, classes: int, steps: int) -> list[Run]:
+    """The runs that a learning rate and a box loss weight are chosen from."""
+    return [Run("grid", losses, classes, steps, rate, weight, GRID_SEED) for rate in RATES for weight in BOX_WEIGHTS]
+
+
+def chosen(rows: pd.DataFrame, losses: str, classes: int, steps: int) -> tuple[float, float] | None:
+    """(rate, box weight) of the greatest AP in the grid; None where the grid is not complete."""
+    own = rows[(rows.stage == "grid") & (rows.losses == losses) & (rows.classes == classes) & (rows.steps == steps)]
+    if len(own) < len(RATES) * len(BOX_WEIGHTS):
+        return None
+    best = own.loc[own["AP"].astype(float).idxmax()]
+    return float(best.rate), float(best.box_weight)
+
+
+def plan(
+    rows: pd.DataFrame,
+    *,
+    stages: list[str],
+    names: list[str],
+    classes: list[int],
+    steps: int,
+    seeds: int,
+    ablation_seeds: int,
+) -> list[Run]:
+    """The runs to do, given the rows so far: the others wait for their grid. A run may be in `rows` already."""
+    runs = []
+    if "grid" in stages:
+        runs += [run for count in classes for name in names for run in grid(name, count, steps)]
+    for count in classes:
+        tuned = {name: chosen(rows, name, count, steps) for name in names}
+        if "main" in stages:
+            runs += [
+                Run("main", name, count, steps, *tuned[name], seed)
+                for seed in range(1, seeds + 1)
+                for name in names
+                if tuned[name]
+            ]
+        if "ablation" in stages and tuned.get(ABLATED):
+            base = [
+                Run("ablation", ABLATED, count, steps, *tuned[ABLATED], seed) for seed in range(1, ablation_seeds + 1)
+            ]
+            for changes in (
+                [{"bins": bins} for bins in BINS]
+                + [{"momentum": momentum} for momentum in MOMENTA]
+                + [{"variant": "mmdet"}]
+            ):
+                runs += [dataclasses.replace(run, **changes) for run in base]
+    return list(dict.fromkeys(runs))
+
+
+def describe(run: Run | pd.Series) -> str:
+    """The losses, and what differs from the paper's settings."""
+    parts = [run.losses]
+    if run.stage == "ablation":
+        parts += [f"M {int(run.bins)}", f"momentum {float(run.momentum):g}"]
+        parts += ["mmdet"] * (run.variant == "mmdet")
+    return ", ".join(parts)
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The table of what is not the grid: mean and standard deviation over the seeds."""
+    rows = rows[rows.stage != "grid"]
+    lines = [
+        "| classes | losses | rate | box weight | seeds | AP | AP50 | AP75 | s/step |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    group = ["stage", "classes", "losses", "rate", "box_weight", "steps", "bins", "momentum", "variant"]
+    rows = rows.assign(order=rows.losses.map(list(PAIRS).index), first=rows.stage.eq("main"))
+    rows = rows.sort_values(["first", "classes", "order", "variant"], ascending=[False, False, True, False])
+    for _, own in rows.groupby(group, sort=False):
+        one = own.iloc[0]
+        scores = [_spread(own[name].astype(float)) for name in ("AP", "AP50", "AP75")]
+        seconds = own["seconds_per_step"].astype(float).median()
+        cells = [one.classes, describe(one), f"{one.rate:g}", f"{one.box_weight:g}", len(own), *scores, f"{seconds:.2f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: pd.Series) -> str:
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+
+
+def plot(rows: pd.DataFrame, path: Path) -> None:
+    """AP over the steps, the mean over the seeds, of the runs that are not the grid; a panel a number of classes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = rows[rows.stage == "main"]
+    numbers = sorted(rows.classes.unique(), reverse=True)
+    if not numbers:
+        return
+    figure, panels = pyplot.subplots(1, len(numbers), figsize=(6 * len(numbers), 4.5), squeeze=False, layout="constrained")
+    for count, axes in zip(numbers, panels[0]):
+        for name, own in rows[rows.classes == count].groupby("losses", sort=False):
+            points = [dict(pair.split(":") for pair in curve.split()) for curve in own.curve]
+            mean = pd.DataFrame(points).astype(float).rename(columns=int).mean().sort_index()
+            axes.plot(mean.index, mean.values, marker="o", label=f"{name} ({len(own)} seeds)")
+        axes.set(xlabel="steps", ylabel="AP", title=f"{count} classes" if count > 1 else "one class")
+        axes.grid(True, alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,210 @@
+"""Bad input of the detection commands: a clear error before training, or a warning that counts."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("torchvision")
+pytest.importorskip("sklearn")
+pytest.importorskip("pycocotools")
+pytest.importorskip("pandas")
+
+from ghm_triton.detection import checkpoint, coco, digits, evaluate, predict, train
+from ghm_triton.detection.evaluation import average_precision, detect
+from ghm_triton.detection.small import small_retinanet
+
+
+@pytest.fixture
+def data(tmp_path):
+    digits.main([str(tmp_path / "data"), "--train", "6", "--val", "2", "--size", "64", "--digits", "1", "2"])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def annotations(data):
+    return data / "annotations" / "instances_train.json"
+
+
+def change(path, edit):
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def run(data, *more):
+    fast = ["--batch-size", "2", "--workers", "0", "--epochs", "1", "--device", "cpu", "--min-size", "64"]
+    return train.main(["--data", str(data), "--output", str(data.parent / "run"), *fast, *more])
+
+
+def test_missing_data_is_named(tmp_path, capsys):
+    assert run(tmp_path / "nothing") == 1
+    assert "expected one" in (text := capsys.readouterr().err) and "instances_train*.json, got none" in text
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda content: content.pop("images"), "expected a list 'images', got NoneType"),
+        (lambda content: content["annotations"][1].pop("bbox"), r"annotations\[1\] lacks bbox"),
+        (lambda content: content["images"].append(content["images"][0]), "expected images with different ids, got 1"),
+        (lambda content: content.update(categories=[]), "expected categories with different ids, got an empty list"),
+    ],
+)
+def test_malformed_annotations_are_named(data, annotations, edit, message):
+    change(annotations, edit)
+    with pytest.raises(ValueError, match=message):
+        coco.CocoBoxes(annotations, data / "train")
+
+
+def test_annotations_that_are_no_json(data, annotations, capsys):
+    annotations.write_text('{"images": [')
+    assert run(data) == 1
+    assert "expected JSON, got" in capsys.readouterr().err
+
+
+def test_missing_images_are_counted(data, annotations):
+    for name in ("000001.png", "000004.png"):
+        (data / "train" / name).unlink()
+    with pytest.raises(FileNotFoundError, match="2 of 6 are not in .*: 000001.png"):
+        coco.CocoBoxes(annotations, data / "train")
+
+
+def test_bad_boxes_are_left_out_and_counted(data, annotations):
+    def edit(content):
+        content["annotations"] = [
+            {"image_id": 0, "category_id": 3, "bbox": box}
+            for box in ([10, 10, 0, 5], [70, 10, 5, 5], [60, 50, 10, 10], [1, 2, 3], [1, 2, 3, None], [5, 6, 7, 8])
+        ] + [{"image_id": 77, "category_id": 3, "bbox": [1, 1, 5, 5]}]
+
+    change(annotations, edit)
+    with pytest.warns(UserWarning) as caught:
+        found = coco.CocoBoxes(annotations, data / "train")
+    text = str(caught[0].message)
+    for expected in ("2 boxes without area", "2 boxes that are not four", "1 boxes cut", "1 annotations of unknown", "5 images without"):
+        assert expected in text
+    _, target = found[0]
+    assert target["boxes"].tolist() == [[60, 50, 64, 60], [5, 6, 12, 14]] and target["labels"].tolist() == [2, 2]
+    assert found[1][1]["boxes"].shape == (0, 4)
+
+
+def test_boxes_of_flipped_images_are_mirrored(data, annotations):
+    plain = coco.CocoBoxes(annotations, data / "train")
+    image, target = plain[0]
+    flipped, mirrored = coco.Flipped(plain, probability=1.0, seed=0, epoch=0)[0]
+    assert torch.equal(flipped, image.flip(2))
+    left, top, right, bottom = target["boxes"].T
+    assert torch.equal(mirrored["boxes"], torch.stack([64 - right, top, 64 - left, bottom], dim=1))
+    same, _ = coco.Flipped(plain, probability=0.0, seed=0, epoch=0)[0]
+    assert torch.equal(same, image)
+
+
+def test_categories_need_not_be_contiguous(data, annotations):
+    """Labels count from 0; results carry the categories of the file again, and are found right."""
+
+    def edit(content):
+        for entry in content["categories"]:
+            entry["id"] = entry["id"] * 7 + 3
+        for entry in content["annotations"]:
+            entry["category_id"] = entry["category_id"] * 7 + 3
+
+    change(annotations, edit)
+    found = coco.CocoBoxes(annotations, data / "train")
+    assert found.category_ids == [7 * number + 3 for number in range(1, 11)]
+
+    class Perfect(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parameter, self.at = torch.nn.Parameter(torch.zeros(1)), 0
+
+        def forward(self, images):
+            targets = [found[index][1] for index in range(self.at, self.at + len(images))]
+            self.at += len(images)
+            return [{**target, "scores": torch.ones(len(target["labels"]))} for target in targets]
+
+    assert average_precision(found.coco(), detect(Perfect(), found, batch=4))["AP"] == pytest.approx(100)
+
+
+def test_other_categories_of_the_validation_are_named(data, capsys):
+    change(data / "annotations" / "instances_val.json", lambda content: content["categories"].append({"id": 99, "name": "x"}))
+    assert run(data) == 1
+    assert "got also [99]" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_replaced_and_counted(data, annotations):
+    """Training goes on with the next image; the evaluation does without."""
+    import pandas
+
+    for name in ("train/000002.png", "train/000003.png", "val/000000.png"):
+        (data / name).write_bytes((data / name).read_bytes()[:60])
+    found = coco.CocoBoxes(annotations, data / "train")
+    image, target = found[2]
+    assert target["unreadable"] == ["000002.png", "000003.png"] and target["image_id"] == 4
+    assert torch.equal(image, found[4][0])
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert run(data) == 0
+    assert pandas.read_csv(data.parent / "run" / "metrics.csv")["unreadable"].item() == 3  # 2 and 3 for the one, 3 for the other
+
+
+def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, capsys):
+    other = tmp_path / "other.pt"
+    torch.save(small_retinanet(3).state_dict(), other)
+    with pytest.raises(ValueError, match="expected a file of ghm_triton.detection.train, format 1, got .*: format None"):
+        checkpoint.load_checkpoint(other)
+    other.write_bytes(b"no checkpoint at all")
+    assert predict.main([str(other), "picture.png"]) == 1
+    assert evaluate.main([str(tmp_path / "nothing.pt"), "--data", str(data)]) == 1
+    text = capsys.readouterr().err
+    assert "expected a file of ghm_triton.detection.train" in text and "nothing.pt, which is none" in text
+
+
+def test_resuming_with_other_settings_is_refused(data, capsys):
+    assert run(data) == 0
+    assert run(data) == 1 and "exists; --resume goes on" in capsys.readouterr().err
+    assert run(data, "--resume", "--loss", "focal") == 1
+    assert "expected a checkpoint with loss 'focal', got 'ghm'" in capsys.readouterr().err
+    path = data.parent / "run" / "checkpoint.pt"
+    state = checkpoint.load_checkpoint(path)
+    state["model"] = small_retinanet(3).state_dict()
+    checkpoint.save_checkpoint(path, state)
+    assert evaluate.main([str(path), "--data", str(data)]) == 1
+    assert "its weights are not those of small" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_checkpoint(path, {"step": 1})
+
+    def full(state, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left on device; the checkpoint that was there is as it was"):
+        checkpoint.save_checkpoint(path, {"step": 2})
+    assert checkpoint.load_checkpoint(path)["step"] == 1 and [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_disk_that_fills_up_does_not_end_the_training(data, monkeypatch, capsys):
+    """A save within the epoch fails with a warning, the last one with an error; at the start nothing is begun."""
+    original, calls = train.save_checkpoint, []
+
+    def fails(*arguments):
+        calls.append(arguments)
+        if len(calls) in (2, 3):
+            raise OSError("no space")
+        original(*arguments)
+
+    monkeypatch.setattr(train, "save_checkpoint", fails)
+    with pytest.warns(UserWarning, match="no space; the training goes on"):
+        assert run(data, "--save-every", "1") == 0
+    assert checkpoint.load_checkpoint(data.parent / "run" / "checkpoint.pt")["epoch"] == 1
+    (data.parent / "run" / "checkpoint.pt").unlink()
+    calls[:] = [None]
+    assert run(data) == 1 and "no space" in capsys.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_ends_with_the_place(data, capsys):
+    assert run(data, "--lr", "1e30", "--warmup", "0") == 1
+    text = capsys.readouterr().err
+    assert "the gradient is not finite in epoch 1, step" in text and "--resume goes on from" in text

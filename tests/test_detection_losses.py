@@ -1,0 +1,205 @@
+"""Losses by name, GHM-C in an FCOS, the pre-training, the comparison's plan, and the module for mmdetection."""
+
+import importlib
+import sys
+import types
+
+import pytest
+import torch
+
+import ghm_triton
+from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss
+
+pytest.importorskip("torchvision")
+pytest.importorskip("sklearn")
+pytest.importorskip("pycocotools")
+pd = pytest.importorskip("pandas")
+
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import sigmoid_focal_loss
+
+from ghm_triton.detection import harmonize
+from ghm_triton.detection.builder import build_model
+from ghm_triton.detection.digits import STYLES, DigitScenes
+from ghm_triton.detection.losses import CrossEntropyLoss, SmoothL1Loss, use_losses
+from ghm_triton.detection.pretrain import DigitCrops, pretrain
+from ghm_triton.detection.small import SmallBackbone, small_retinanet
+
+
+def small_fcos():
+    anchors = AnchorGenerator(((4,), (8,), (16,)), ((1.0,),) * 3)
+    return FCOS(SmallBackbone(), 4, anchor_generator=anchors, min_size=64, max_size=64)
+
+
+@pytest.fixture
+def fcos_batch():
+    """Two images, the second without objects."""
+    torch.manual_seed(0)
+    targets = [
+        {"boxes": torch.tensor([[4.0, 4, 24, 30], [30, 20, 60, 50]]), "labels": torch.tensor([2, 0])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    return list(torch.rand(2, 3, 64, 64)), targets
+
+
+def test_fcos_classifies_with_ghmc_over_all_locations(fcos_batch):
+    plain = small_fcos().train()
+    expected_boxes = plain(*fcos_batch)
+    model = harmonize(plain, momentum=0.0)
+    seen = {}
+    original = model.head.classification_loss.forward
+    model.head.classification_loss.forward = lambda *inputs: seen.update(inputs=inputs) or original(*inputs)
+    losses = model(*fcos_batch)
+    logits, labels, counted = seen["inputs"]
+    assert logits.shape == (2, 16 * 16 + 8 * 8 + 4 * 4, 4) and counted.all()
+    assert set(labels[0].tolist()) == {-1, 0, 2} and set(labels[1].tolist()) == {-1}
+    one_hot = (labels[..., None] == torch.arange(4)).float()
+    # The locations are those of torchvision: its focal loss on them is its own loss.
+    focal = sigmoid_focal_loss(logits, one_hot, reduction="sum") / (labels >= 0).sum()
+    torch.testing.assert_close(focal, expected_boxes["classification"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(losses["classification"], ghmc_loss(logits.detach(), one_hot), rtol=1e-5, atol=0)
+    for name in ("bbox_regression", "bbox_ctrness"):
+        torch.testing.assert_close(losses[name], expected_boxes[name], rtol=1e-4, atol=0)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.head.parameters())
+    assert model.head.classification_head.cls_logits.weight.grad.abs().sum() > 0
+
+
+def test_fcos_keeps_the_names_of_its_checkpoint():
+    plain, model = small_fcos(), harmonize(small_fcos())
+    added = {"head.classification_loss.running_counts"}
+    assert set(model.state_dict()) == set(plain.state_dict()) | added
+    model.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match="box_loss: expected 'model' for an FCOS.* got 'ghmr'"):
+        use_losses(small_fcos(), "ghm", "ghmr")
+    assert use_losses(small_fcos(), "ghm").head.regression_loss is None
+
+
+def test_cross_entropy_is_the_focal_loss_without_focus():
+    """Normalised by image, as torchvision does it; ignored anchors count nowhere."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 40, 5), torch.randint(-1, 5, (3, 40))
+    labels[2] = -1
+    counted = torch.rand(3, 40) < 0.7
+    counted |= labels >= 0
+    counted[2, 0] = False
+    expected = 0
+    for x, t, c in zip(logits, labels, counted):
+        one_hot = (t[:, None] == torch.arange(5)).float()
+        expected += sigmoid_focal_loss(x[c], one_hot[c], alpha=-1, gamma=0, reduction="sum") / max((t >= 0).sum(), 1) / 3
+    torch.testing.assert_close(CrossEntropyLoss(2.0)(logits, labels, counted), 2 * expected)
+    logits[2, 0] = float("nan")
+    assert CrossEntropyLoss()(logits, labels, counted).isfinite()
+
+
+def test_smooth_l1_is_the_mean_over_coordinates():
+    loss = SmoothL1Loss(loss_weight=3.0)
+    assert loss(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)).item() == pytest.approx(3 * (1 - 1 / 18) / 2)
+    assert loss(torch.zeros(1, 1), torch.full((1, 1), 0.1)).item() == pytest.approx(3 * 0.5 * 0.01 * 9)
+    empty = torch.zeros(0, 4, requires_grad=True)
+    loss(empty, torch.zeros(0, 4)).backward()
+    assert empty.grad is not None
+
+
+def test_names_choose_the_losses():
+    def kinds(*names, **options):
+        head = use_losses(small_retinanet(4), *names, **options).head
+        return type(head.classification_loss), type(head.regression_loss)
+
+    none = type(None)
+    assert kinds("ghm") == (GHMCLoss, GHMRLoss)
+    assert kinds("ghmc") == (GHMCLoss, none)
+    assert kinds("focal") == (none, none)
+    assert kinds("ce", "smooth_l1", box_loss_weight=2.0) == (CrossEntropyLoss, SmoothL1Loss)
+    plain = use_losses(small_retinanet(4), "ghmc", "asl1", mu=0.1, box_loss_weight=2.0).head.regression_loss
+    assert (plain.bins, plain.momentum, plain.mu, plain.loss_weight) == (1, 0.0, 0.1, 2.0)
+    for names, message in ((["ohem"], "loss: expected one of"), (["ce", "l2"], "box_loss: expected one of")):
+        with pytest.raises(ValueError, match=message):
+            use_losses(small_retinanet(4), *names)
+    with pytest.raises(ValueError, match="box_loss_weight: expected 1 for the model's own loss, got 2.0"):
+        use_losses(small_retinanet(4), "focal", box_loss_weight=2.0)
+    with pytest.raises(ValueError, match="model: expected one of .*retinanet_resnet50_fpn_v2.* got 'yolo'"):
+        build_model("yolo", 3)
+
+
+def test_sync_reaches_the_losses():
+    head = harmonize(small_retinanet(4), sync=True).head
+    assert head.classification_loss.sync and head.regression_loss.sync
+    assert not harmonize(small_retinanet(4)).head.classification_loss.sync
+
+
+def test_hard_scenes_have_more_and_fainter_digits():
+    easy, hard = (DigitScenes(30, split="train", style=STYLES[name]) for name in ("easy", "hard"))
+    count = [sum(len(scenes.scene(index)[2]) for index in range(30)) for scenes in (easy, hard)]
+    assert count[1] > 1.3 * count[0]
+    assert STYLES["hard"].contrast[0] < STYLES["easy"].contrast[0] and STYLES["hard"].clutter[1] > 0
+
+
+def test_pretraining_trains_all_levels_and_leaves_the_pyramid():
+    """What it reaches takes minutes; perf.accuracy prints it."""
+    torch.manual_seed(0)
+    backbone = SmallBackbone()
+    before = {name: value.clone() for name, value in backbone.named_parameters()}
+    assert 0 <= pretrain(backbone, steps=2, batch=8) <= 100
+    for name, value in backbone.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("pyramid."), name
+    assert backbone.training
+
+
+def test_crops_depend_on_seed_and_index_and_have_all_labels():
+    crops = DigitCrops(220, split="train")
+    labels = torch.tensor([label for _, label in crops])
+    counts = labels.bincount(minlength=11)
+    assert len(counts) == 11 and counts.min() >= 5 and counts.max() <= 45
+    image, label = DigitCrops(5, split="train")[3]
+    assert torch.equal(image, crops[3][0]) and label == crops[3][1] and image.shape == (3, 32, 32)
+    assert not torch.equal(image, DigitCrops(5, split="train", seed=1)[3][0])
+
+
+def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
+    """Rows that are there are skipped; what is reported has the rate and weight of the best of the grid."""
+    from perf import accuracy, accuracy_plan
+
+    rows = pd.DataFrame(columns=accuracy.COLUMNS)
+    common = {"names": ["focal + SL1", "GHM-C + SL1"], "classes": [10], "steps": 4, "seeds": 2, "ablation_seeds": 1}
+    runs = accuracy_plan.plan(rows, stages=list(accuracy_plan.STAGES), **common)
+    assert len(runs) == 12 and {run.stage for run in runs} == {"grid"}
+    results = [vars(run) | {"AP": 5.0 + (run.rate == 1e-3 and run.box_weight == 8)} for run in runs]
+    for result in results:
+        accuracy.append(tmp_path / "a.csv", result)
+    rows = accuracy.read(tmp_path / "a.csv")
+    assert accuracy_plan.done_runs(rows) == set(runs)
+    more = accuracy_plan.plan(rows, stages=["main", "ablation"], **common)
+    assert {(run.rate, run.box_weight) for run in more} == {(1e-3, 8.0)} and {run.seed for run in more} == {1, 2}
+    assert [run.stage for run in more].count("main") == 4
+    # M 30 and momentum 0.75 are the same run, the paper's.
+    assert [run.stage for run in more].count("ablation") == len(accuracy_plan.BINS) + len(accuracy_plan.MOMENTA) - 1 + 1
+
+    out, backbone = str(tmp_path / "b.csv"), str(tmp_path / "backbone.pt")
+    options = ["--smoke", "--steps", "1", "--losses", "focal + SL1", "--classes", "1", "--seeds", "1", "--out", out]
+    assert accuracy.main(options + ["--backbone", backbone]) == 0
+    assert "| 1 | focal + SL1 |" in capsys.readouterr().out
+    done = (tmp_path / "b.csv").read_text()
+    assert done.count("\n") == 1 + 6 + 1
+    assert accuracy.main(options + ["--backbone", backbone]) == 0
+    assert (tmp_path / "b.csv").read_text() == done and (tmp_path / "b.png").exists()
+
+
+def test_importing_the_plugin_registers(monkeypatch):
+    found = {}
+    registry = types.ModuleType("mmdet.registry")
+    registry.MODELS = types.SimpleNamespace(register_module=lambda name, module, force: found.update({name: module}))
+    monkeypatch.setitem(sys.modules, "mmdet", types.ModuleType("mmdet"))
+    monkeypatch.setitem(sys.modules, "mmdet.registry", registry)
+    monkeypatch.delitem(sys.modules, "ghm_triton.mmdet_plugin", raising=False)
+    importlib.import_module("ghm_triton.mmdet_plugin")
+    assert found == {"GHMC": ghm_triton.GHMC, "GHMR": ghm_triton.GHMR}
+    monkeypatch.delitem(sys.modules, "ghm_triton.mmdet_plugin")
+
+
+def test_the_plugin_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mmdet", None)
+    monkeypatch.delitem(sys.modules, "ghm_triton.mmdet_plugin", raising=False)
+    with pytest.raises(ImportError, match="needs mmdetection 3.x"):
+        importlib.import_module("ghm_triton.mmdet_plugin")
