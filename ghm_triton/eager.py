@@ -37,14 +37,14 @@ def _harmonize(density, total, running_counts, *, momentum, loss_weight, mmdet, 
     return torch.cat([coefficients, scale[None], torch.zeros_like(scale)[None]]), state
 
 
-def _levels(inputs, targets, weights, mu, bins):
+def _levels(inputs, targets, weights, mu, bins, **wanted):
     for i, (input, target) in enumerate(zip(inputs, targets)):
         weight = weights[i] if weights else None
         if mu is not None:
-            yield RegressionLevel(input, target, weight, bins, mu)
+            yield RegressionLevel(input, target, weight, bins, mu, **wanted)
         else:
             kind = DenseLevel if target.dim() == input.dim() else ClassIndexLevel
-            yield kind(input, target, weight, bins)
+            yield kind(input, target, weight, bins, **wanted)
 
 
 def _sum_of_weights(inputs, weights) -> Tensor:
@@ -73,7 +73,7 @@ def compute(
 
     Losses and gradients in fp32, or fp64 for fp64 inputs. group: name of the process group that shares the density.
     """
-    levels = list(_levels(inputs, targets, weights, mu, bins))
+    levels = list(_levels(inputs, targets, weights, mu, bins, grad=grad, unreduced=reduction == "none"))
     counts = sum(level.count() for level in levels).double()
     by_weight = mmdet and mu is not None and weights
     total = _sum_of_weights(inputs, weights) if by_weight else counts[: bins + 1].sum()
@@ -89,7 +89,7 @@ def compute(
         update=update,
     )
     coefficients = coefficients.to(levels[0].dtype)
-    results = [level.finish(coefficients, grad=grad, unreduced=reduction == "none") for level in levels]
+    results = [level.finish(coefficients) for level in levels]
     losses = [loss for loss, _ in results]
     if reduction == "none":
         losses = [torch.empty_like(loss).copy_(loss) for loss in losses]  # views could not be changed in place

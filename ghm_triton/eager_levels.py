@@ -1,11 +1,10 @@
 """What the eager losses do to one level of the population: gradient norms, regions, losses and residuals.
 
-Each class is built with (input, target, weight or None) and then asked, in this order, for
+Each class is built with (input, target, weight or None, ..., grad=, unreduced=) and then asked, in this order, for
 
-    count()                                   elements by slot, int64 [bins + 2]
-    finish(coefficients, grad=, unreduced=)   (loss, gradient): the sum of coefficient_j * loss, fp64 [], or these
-                                              numbers in the input's shape if `unreduced`; and coefficient_j *
-                                              d loss / d input, or None unless `grad`
+    count()                elements by slot, int64 [bins + 2]
+    finish(coefficients)   (loss, gradient): the sum of coefficient_j * loss, fp64 [], or these numbers in the input's
+                           shape if `unreduced`; and coefficient_j * d loss / d input, or None unless `grad`
 
 Slots: the regions 0..bins-1, then `bins` for NaN (counted, in no region) and `bins + 1` for ignored elements. Within a
 level there is one more, for g = 1, which floor(g * bins) puts behind the last region, to which it belongs.
@@ -19,12 +18,13 @@ import torch.nn.functional as F
 
 from .regions import floor_misses_edges, region_edges
 
-CHUNK = 1 << 20  # elements: 4 MB of fp32, and enough of them to hide the cost of a call
 BLOCK = 32  # elements that ClassIndexLevel judges together
 ACCURATE = 0.9  # up to this g the loss -log(1 - g) of fp32 g, itself good to 1e-7, is good to 5e-7
 
 
 class _Level:
+    chunk = 1 << 20  # elements: few passes over 4 MB of fp32, and enough of them to hide the cost of a call
+
     def __init__(self, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, bins: int):
         self.shape = input.shape
         by_anchor = target.dim() < input.dim() or (weight is not None and weight.dim() < input.dim())
@@ -41,7 +41,7 @@ class _Level:
     def _chunks(self):
         """Slices of the rows; but for the last, their elements are multiples of BLOCK."""
         step = BLOCK // math.gcd(BLOCK, self.columns)
-        rows = max(step, CHUNK // self.columns // step * step)
+        rows = max(step, self.chunk // self.columns // step * step)
         return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
 
     def _new(self):
@@ -77,42 +77,57 @@ def _lookup(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 class _ElementLevel(_Level):
-    """Element by element. Subclasses define _terms(rows), which gives (gradient norm, loss, residual)."""
+    """Element by element. Subclasses define _terms(rows), which gives (gradient norm, loss, residual).
 
-    def __init__(self, input, target, weight, bins):
+    Losses are added up by region while they are in the cache: one pass, and for the gradient one over what it left.
+    """
+
+    chunk = 1 << 17
+
+    def __init__(self, input, target, weight, bins, *, grad, unreduced):
         super().__init__(input, target, weight, bins)
         self.target = target.reshape(-1, self.columns)
-
-    def _slots_of(self, rows, norm):
-        slots = self._slots(norm.clamp(max=1), has_nan=True)  # above 1 for targets outside of [0, 1]
-        if self.weight is not None:
-            slots.masked_fill_(~(self.weight[rows] > 0), self.bins + 2)
-        return slots
+        self.losses = self._new() if unreduced else None
+        self.grads = self._new() if grad else None
+        narrow = torch.uint8 if bins + 2 < 256 else torch.int32
+        self.slots = torch.empty(self.input.shape, dtype=narrow, device=input.device) if grad or unreduced else None
+        self.sums = torch.zeros(bins + 3, dtype=torch.float64, device=input.device)
 
     def count(self):
         counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
         for rows in self._chunks():
-            counts += self._count(self._slots_of(rows, self._terms(rows)[0]))
+            norm, loss, residual = self._terms(rows)
+            slots = self._slots(norm.clamp_(max=1), has_nan=True)  # above 1 for targets outside of [0, 1]
+            if self.weight is not None:
+                slots.masked_fill_(~(self.weight[rows] > 0), self.bins + 2)
+            counts += self._count(slots)
+            if self.slots is not None:
+                self.slots[rows] = slots
+            if self.grads is not None:
+                self.grads[rows] = residual
+            if self.losses is not None:
+                self.losses[rows] = loss
+            else:
+                self.sums += torch.bincount(slots.reshape(-1), weights=loss.reshape(-1).double(), minlength=self.bins + 3)
         return counts
 
-    def finish(self, coefficients, *, grad, unreduced):
-        total = torch.zeros((), dtype=torch.float64, device=self.input.device)
-        losses = self._new() if unreduced else None
-        grads = self._new() if grad else None
+    def finish(self, coefficients):
         table = self._table(coefficients)
-        for rows in self._chunks():
-            norm, loss, residual = self._terms(rows)
-            slots = self._slots_of(rows, norm)
+        for rows in self._chunks() if self.slots is not None else ():
+            slots = self.slots[rows].to(torch.int32)
             coefficient = _lookup(table, slots)
-            ignored = slots == self.bins + 2
-            loss.mul_(coefficient).masked_fill_(ignored, 0.0)
-            if unreduced:
-                losses[rows] = loss
-            else:
-                total += loss.sum()
-            if grad:
-                grads[rows] = residual.mul_(coefficient).masked_fill_(ignored, 0.0)
-        return losses.view(self.shape) if unreduced else total, grads.view(self.shape) if grad else None
+            ignored = None if self.weight is None else slots == self.bins + 2
+            for values in (self.losses, self.grads):
+                if values is not None:
+                    values[rows] *= coefficient
+                    if ignored is not None:
+                        values[rows].masked_fill_(ignored, 0.0)
+        counted = self.sums[: self.bins + 2]
+        total = torch.where(counted == 0, 0.0, counted * table[: self.bins + 2]).sum()
+        return self._shaped(self.losses) if self.losses is not None else total, self._shaped(self.grads)
+
+    def _shaped(self, values):
+        return None if values is None else values.view(self.shape)
 
 
 class DenseLevel(_ElementLevel):
@@ -130,17 +145,19 @@ class DenseLevel(_ElementLevel):
 class RegressionLevel(_ElementLevel):
     """GHM-R: d = input - target, g = |d| / sqrt(d^2 + mu^2), ASL1(d), d / sqrt(d^2 + mu^2)."""
 
-    def __init__(self, input, target, weight, bins, mu):
-        super().__init__(input, target, weight, bins)
+    def __init__(self, input, target, weight, bins, mu, **wanted):
+        super().__init__(input, target, weight, bins, **wanted)
         self.mu = mu
 
     def _terms(self, rows):
         d = self.input[rows].to(self.dtype) - self.target[rows].to(self.dtype)
-        huge = d.abs() > 1e15  # d^2 would overflow; sqrt(d^2 + mu^2) is |d| there
-        near = d.masked_fill(huge, 1.0)
-        root = (near * near + self.mu * self.mu).sqrt_()
-        residual = torch.where(huge, d.sign(), near / root.clamp(min=1e-37))
-        loss = torch.where(huge, d.abs() - self.mu, near * near / (root + self.mu))
+        square = d * d
+        root = (square + self.mu * self.mu).sqrt_()
+        residual = d / root.clamp_(min=1e-37)
+        loss = square.div_(root.add_(self.mu))
+        if not bool(square.max() < 1e30):  # where d^2 overflows, sqrt(d^2 + mu^2) is |d|; NaN comes here too
+            huge = d.abs() > 1e15
+            residual, loss = torch.where(huge, d.sign(), residual), torch.where(huge, d.abs() - self.mu, loss)
         return residual.abs(), loss, residual
 
 
@@ -151,8 +168,9 @@ class ClassIndexLevel(_Level):
     classifier's, take one coefficient. The others ("hard") are gathered and looked at element by element.
     """
 
-    def __init__(self, input, target, weight, bins):
+    def __init__(self, input, target, weight, bins, *, grad, unreduced):
         super().__init__(input, target, weight, bins)
+        self.grad, self.unreduced = grad, unreduced
         label = target.reshape(-1)[: len(self.input)].long()  # none where there are no classes
         row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
         positive = row * self.columns + label[row]
@@ -208,27 +226,27 @@ class ClassIndexLevel(_Level):
         counts[0] += (len(blocks) - len(hard)) * BLOCK
         return counts
 
-    def finish(self, coefficients, *, grad, unreduced):
+    def finish(self, coefficients):
         total = torch.zeros((), dtype=torch.float64, device=self.input.device)
-        losses = torch.empty_like(self.norm) if unreduced else None
+        losses = torch.empty_like(self.norm) if self.unreduced else None
         longest = max((end - first for _, first, _, end in self._flat_chunks()), default=0)
-        buffer = torch.empty(0 if unreduced else longest, dtype=self.dtype, device=self.norm.device)
+        buffer = torch.empty(0 if self.unreduced else longest, dtype=self.dtype, device=self.norm.device)
         table = self._table(coefficients)
         for (rows, first, positive, end), (hard, slots, extreme) in zip(self._flat_chunks(), self.found):
             norm = self.norm[first:end]
             x = self.input[rows].reshape(-1)
-            loss = self._losses(norm, x, extreme, losses[first:end] if unreduced else buffer[: end - first])
+            loss = self._losses(norm, x, extreme, losses[first:end] if self.unreduced else buffer[: end - first])
             loss[positive] = F.softplus(-x[positive].to(self.dtype))
             coefficient = _lookup(table, slots)
-            total += self._weigh(loss, hard, coefficient, coefficients[0], total=not unreduced)
-            if grad:
+            total += self._weigh(loss, hard, coefficient, coefficients[0], total=not self.unreduced)
+            if self.grad:
                 norm[positive] = -(-x[positive].to(self.dtype)).sigmoid()
                 self._weigh(norm, hard, coefficient, coefficients[0])
             del coefficient  # the next chunk needs the memory
         size = self.input.numel()
         return (
-            losses[:size].view(self.shape) if unreduced else total,
-            self.norm[:size].view(self.shape) if grad else None,
+            losses[:size].view(self.shape) if self.unreduced else total,
+            self.norm[:size].view(self.shape) if self.grad else None,
         )
 
     def _losses(self, norm, x, extreme, output):

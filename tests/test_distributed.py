@@ -19,27 +19,33 @@ SIZES = {2: (5, 12), 3: (7, 0, 30)}  # anchors of each process
 EXACT = 1e-5  # a sum over processes is in another order, and two roundings of fp32 longer
 
 
-def enter(rank, size, store):
-    """What each process runs: all checks, since starting processes takes longer than they do."""
+def enter(rank, size, store, checks):
+    """What each process runs; several checks, since starting processes takes longer than they do."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
     )
     try:
-        for backend in BACKENDS:
-            check_functions(rank, size, backend)
-            check_levels_and_nan(rank, size, backend)
-            check_collectives(rank, size, backend)
-        for check in (check_data_parallel, check_fully_sharded, check_compiled, check_failing):
+        for check in checks:
             check(rank, size)
     finally:
         dist.destroy_process_group()
 
 
+def run(size, tmp_path, *checks):
+    """In so many processes joined by gloo; the first failure is raised here with its traceback."""
+    torch.multiprocessing.spawn(enter, (size, f"file://{tmp_path}/store", checks), nprocs=size)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes(size, tmp_path):
-    """The checks below, in so many processes joined by gloo; the first failure is raised here with its traceback."""
-    torch.multiprocessing.spawn(enter, (size, f"file://{tmp_path}/store"), nprocs=size)
+    """What the docstrings of the checks say."""
+    run(size, tmp_path, check_backends, check_data_parallel, check_compiled, check_failing)
+
+
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 on the CPU needs a newer PyTorch")
+def test_fully_sharded(tmp_path):
+    run(2, tmp_path, check_fully_sharded)
 
 
 def part(tensor, rank, size):
@@ -62,6 +68,13 @@ def averaged(value):
     value = value.detach().clone()
     dist.all_reduce(value)
     return value / dist.get_world_size()
+
+
+def check_backends(rank, size):
+    for backend in BACKENDS:
+        check_functions(rank, size, backend)
+        check_levels_and_nan(rank, size, backend)
+        check_collectives(rank, size, backend)
 
 
 def check_functions(rank, size, backend):
