@@ -1,4 +1,5 @@
-# Everything runs in a virtual environment of its own: `make test VENV=/somewhere/else` puts it elsewhere.
+# Everything runs in a virtual environment of its own: `make test VENV=/somewhere/else` puts it elsewhere, and
+# CONSTRAINTS=FILE limits versions.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,7 +10,7 @@ setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e ".[test,detection,perf]"
+	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e ".[test,detection,perf]"
 	touch $@
 
 test: setup
