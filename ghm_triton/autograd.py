@@ -95,12 +95,13 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
     else:
         factors = factors * count if len(factors) < count else factors
         grads = [
-            None if factor is None else grad * factor.detach() for grad, factor in zip(ctx.saved_tensors, factors)
+            torch.zeros_like(grad) if factor is None else grad * factor.detach()
+            for grad, factor in zip(ctx.saved_tensors, factors)
         ]
     for i, grad in enumerate(grads):
-        if grad is not None and wanted[i]:
+        if wanted[i]:
             found[i] = grad.to(ctx.dtypes[i])
-        if grad is not None and wanted[count + i] and options.mu is not None:
+        if wanted[count + i] and options.mu is not None:
             found[count + i] = grad.neg().to(ctx.dtypes[count + i])
     if torch.is_grad_enabled():  # create_graph=True
         found = [grad if grad is None else _Once.apply(grad, kept) for grad in found]
