@@ -89,20 +89,23 @@ def test_gradient_accumulation(backend, device):
 
 
 def test_grad_scaler(device):
-    """A loss times 65536 in a float16 layer: scaled back, the step is that of float32 to float16's rounding."""
+    """65536 times the loss of a float16 layer's output overflows nowhere; scaled back, the gradient is the plain one's."""
+    torch.manual_seed(0)
     layer = torch.nn.Linear(8, 4).to(device)
     x, labels = logits(40, 8).to(device), torch.arange(40, device=device) % 5
-    ghmc_loss(layer(x), labels).backward()
-    expected = layer.weight.grad.clone()
     scaler = torch.amp.GradScaler(device, init_scale=65536.0)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.0)
-    optimiser.zero_grad()
-    with torch.autocast(device, dtype=torch.float16):
-        loss = ghmc_loss(layer(x), labels)
-    scaler.scale(loss).backward()
+    found = []
+    for scale in (lambda loss: loss, scaler.scale):
+        optimiser.zero_grad()
+        with torch.autocast(device, dtype=torch.float16):
+            loss = ghmc_loss(layer(x), labels)
+        scale(loss).backward()
+        found.append(layer.weight.grad.clone())
     scaler.unscale_(optimiser)
     assert layer.weight.grad.isfinite().all()
-    torch.testing.assert_close(layer.weight.grad, expected, rtol=0.02, atol=2e-3)
+    # float16 products: 2^-11 of the largest of 40 terms each
+    torch.testing.assert_close(layer.weight.grad, found[0], rtol=1e-2, atol=1e-2 * found[0].abs().max().item())
 
 
 def test_deterministic_algorithms(backend, device):
