@@ -233,6 +233,7 @@ def test_backend_by_name_by_environment_and_by_default(device, monkeypatch):
     assert operators_of(x, target, backend="eager")[0] == eager
     monkeypatch.setenv("GHM_TRITON_BACKEND", "eager")
     assert operators_of(x, target)[0] == eager
+    assert operators_of(x, target, backend="triton", reduction="none")[0] == kernels
 
 
 def test_kernels_get_indices_and_anchor_weights_as_they_are(device):
