@@ -25,7 +25,17 @@ ACCURATE = 0.9  # up to this g the loss -log(1 - g) of fp32 g, itself good to 1e
 class _Level:
     chunk = 1 << 20  # elements: few passes over 4 MB of fp32, and enough of them to hide the cost of a call
 
-    def __init__(self, input: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, bins: int):
+    def __init__(
+        self,
+        input: torch.Tensor,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        bins: int,
+        *,
+        grad: bool,
+        unreduced: bool,
+    ):
+        self.grad, self.unreduced = grad, unreduced
         self.shape = input.shape
         by_anchor = target.dim() < input.dim() or (weight is not None and weight.dim() < input.dim())
         self.columns = input.shape[-1] if by_anchor and input.numel() else 1
@@ -44,8 +54,8 @@ class _Level:
         rows = max(step, self.chunk // self.columns // step * step)
         return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
 
-    def _new(self):
-        return torch.empty(self.input.shape, dtype=self.dtype, device=self.input.device)
+    def _new(self, dtype):
+        return torch.empty(self.input.shape, dtype=dtype, device=self.input.device)
 
     def _slots(self, norm: torch.Tensor, has_nan: bool) -> torch.Tensor:
         """int32 slot of each gradient norm in [0, 1], in the order of _table."""
@@ -84,13 +94,12 @@ class _ElementLevel(_Level):
 
     chunk = 1 << 17
 
-    def __init__(self, input, target, weight, bins, *, grad, unreduced):
-        super().__init__(input, target, weight, bins)
+    def __init__(self, input, target, weight, bins, **wanted):
+        super().__init__(input, target, weight, bins, **wanted)
         self.target = target.reshape(-1, self.columns)
-        self.losses = self._new() if unreduced else None
-        self.grads = self._new() if grad else None
-        narrow = torch.uint8 if bins + 2 < 256 else torch.int32
-        self.slots = torch.empty(self.input.shape, dtype=narrow, device=input.device) if grad or unreduced else None
+        self.losses = self._new(self.dtype) if self.unreduced else None
+        self.grads = self._new(self.dtype) if self.grad else None
+        self.slots = self._new(torch.uint8 if bins + 2 < 256 else torch.int32) if self.grad or self.unreduced else None
         self.sums = torch.zeros(bins + 3, dtype=torch.float64, device=input.device)
 
     def count(self):
@@ -168,9 +177,8 @@ class ClassIndexLevel(_Level):
     classifier's, take one coefficient. The others ("hard") are gathered and looked at element by element.
     """
 
-    def __init__(self, input, target, weight, bins, *, grad, unreduced):
-        super().__init__(input, target, weight, bins)
-        self.grad, self.unreduced = grad, unreduced
+    def __init__(self, input, target, weight, bins, **wanted):
+        super().__init__(input, target, weight, bins, **wanted)
         label = target.reshape(-1)[: len(self.input)].long()  # none where there are no classes
         row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
         positive = row * self.columns + label[row]

@@ -26,7 +26,7 @@ from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.small import SmallBackbone, small_retinanet
 
 from .accuracy_plan import KEY, PAIRS, STAGES, Run, describe, done_runs, markdown, plan, plot
-from .table import now, origin
+from .table import Table, now, origin
 
 STYLE = STYLES["hard"]
 CURVE_POINTS = 4  # AP is also measured on this many parts of the way, on fewer scenes
@@ -81,29 +81,6 @@ def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
     return result | {"curve": " ".join(points), "seconds_per_step": seconds / run.steps, "scenes": scenes}
 
 
-def read(path: Path) -> pd.DataFrame:
-    """The rows so far.
-
-    Raises:
-        ValueError: the file is no CSV of this command.
-    """
-    if not path.exists() or path.stat().st_size == 0:
-        return pd.DataFrame(columns=COLUMNS)
-    rows = pd.read_csv(path, keep_default_na=False)
-    if list(rows.columns) != COLUMNS:
-        raise ValueError(f"{path}: expected the columns {COLUMNS}, got {list(rows.columns)}")
-    return rows
-
-
-def append(path: Path, row: dict) -> None:
-    """One write, so that sessions beside this one may append to the same file."""
-    header = not path.exists() or path.stat().st_size == 0
-    text = pd.DataFrame([row], columns=COLUMNS).to_csv(header=header, index=False, float_format="%.6g")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        file.write(text)
-
-
 def next_run(rows: pd.DataFrame, options: argparse.Namespace) -> tuple[Run | None, int]:
     """(the first run of the plan without a row, how many are without); (None, 0) when all are there."""
     done = done_runs(rows)
@@ -127,8 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
     backbone, longest = None, 0.0
+    table = Table(options.out, COLUMNS, KEY)
     while True:
-        rows = read(options.out)
+        rows = table.read()  # anew: another session may have appended
         run, left = next_run(rows, options)
         minutes = (time.monotonic() - started) / 60
         if run is None or minutes + longest > options.max_minutes:
@@ -139,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = measure(run, backbone, scenes=16 if options.smoke else options.scenes)
         about = {name: value for name, value in origin().items() if name in COLUMNS}
         about |= {"threads": torch.get_num_threads(), "measured_at": now()}
-        append(options.out, dataclasses.asdict(run) | values | about)
+        table.append(dataclasses.asdict(run) | values | about)
         longest = max(longest, (time.monotonic() - started) / 60 - minutes)
         scores = "AP {AP:.1f}, AP50 {AP50:.1f}, {seconds_per_step:.2f} s/step".format_map(values)
         print(f"{describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)

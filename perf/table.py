@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -52,22 +53,20 @@ COLUMNS = KEY + VALUES + ORIGIN
 
 
 class Table:
-    """The CSV at `path`, new or to be continued.
+    """The CSV at `path`, new or to be continued. No two rows have the same `key`.
 
     Raises:
         ValueError: The file is there, and it is not a CSV with these columns.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, columns: Sequence[str] = COLUMNS, key: Sequence[str] = KEY):
+        self.path, self.columns, self.key = Path(path), list(columns), list(key)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.done = set()
         self.commits = set()
         if self.path.exists() and self._drop_torn_row():
-            rows = pd.read_csv(self.path, dtype=str, keep_default_na=False)
-            if list(rows.columns) != COLUMNS:
-                raise ValueError(f"{self.path} must have the columns of perf.table.COLUMNS, got {list(rows.columns)}")
-            self.done = set(rows[KEY].itertuples(index=False, name=None))
+            rows = self.read(dtype=str)
+            self.done = set(rows[self.key].itertuples(index=False, name=None))
             self.commits = set(rows["commit"])
 
     def _drop_torn_row(self) -> int:
@@ -78,16 +77,25 @@ class Table:
             self.path.write_bytes(whole)
         return len(whole)
 
+    def read(self, **options) -> pd.DataFrame:
+        """The rows that are there; options of pandas.read_csv."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return pd.DataFrame(columns=self.columns)
+        rows = pd.read_csv(self.path, keep_default_na=False, **options)
+        if list(rows.columns) != self.columns:
+            raise ValueError(f"{self.path} must have the columns {self.columns}, got {list(rows.columns)}")
+        return rows
+
     def __contains__(self, key: dict) -> bool:
         return self._key(key) in self.done
 
     def _key(self, row: dict) -> tuple[str, ...]:
-        return tuple(str(row[name]) for name in KEY)
+        return tuple(str(row[name]) for name in self.key)
 
     def append(self, row: dict) -> None:
         """Writes the row to the disk; columns that it lacks stay empty."""
         header = not self.path.exists() or self.path.stat().st_size == 0
-        text = pd.DataFrame([row], columns=COLUMNS).to_csv(header=header, index=False, float_format="%.6g")
+        text = pd.DataFrame([row], columns=self.columns).to_csv(header=header, index=False, float_format="%.6g")
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(text)
         self.done.add(self._key(row))

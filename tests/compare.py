@@ -13,6 +13,17 @@ GRADIENT = 2e-6
 HALF = {torch.float16: (2**-11 + GRADIENT, 2**-25), torch.bfloat16: (2**-8 + GRADIENT, 2**-134)}
 
 
+class LayerWithLoss(torch.nn.Module):
+    """A model with the loss in it: (inputs [n, 4], labels [n]) to the loss."""
+
+    def __init__(self, backend):
+        super().__init__()
+        self.layer, self.loss = torch.nn.Linear(4, 3), ghm_triton.GHMCLoss(bins=10, backend=backend)
+
+    def forward(self, x, labels):
+        return self.loss(self.layer(x), labels)
+
+
 def logits(*shape, seed=0, mean=-1.0, std=2.5):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std + mean
 

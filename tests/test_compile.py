@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from compare import assert_close, logits
+from compare import LayerWithLoss, assert_close, logits
 from ghm_triton import GHMC, GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
 from ghm_triton.regions import floor_misses_edges
@@ -84,16 +84,7 @@ def test_inductor_fuses_what_is_around(device):
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict, backend, device):
     """A training step's model with the loss in it: dynamic batch, saved and loaded, with state and gradient."""
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.loss = torch.nn.Linear(4, 3), GHMCLoss(bins=10, backend=backend)
-
-        def forward(self, x, labels):
-            return self.loss(self.layer(x), labels)
-
-    model = Model().to(device)
+    model = LayerWithLoss(backend).to(device)
     x, labels = logits(9, 4).to(device), torch.arange(9, device=device) % 4
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(model, (x[:5], labels[:5]), dynamic_shapes=({0: batch}, {0: batch}), strict=strict)

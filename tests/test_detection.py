@@ -12,7 +12,6 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("tqdm")
 
 import numpy
-from torchvision.models.detection import RetinaNet
 
 from ghm_triton import ghmc_loss, ghmr_loss
 from ghm_triton.detection import demo, harmonize

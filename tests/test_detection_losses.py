@@ -166,9 +166,10 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     runs = accuracy_plan.plan(rows, stages=list(accuracy_plan.STAGES), **common)
     assert len(runs) == 12 and {run.stage for run in runs} == {"grid"}
     results = [vars(run) | {"AP": 5.0 + (run.rate == 1e-3 and run.box_weight == 8)} for run in runs]
+    table = accuracy.Table(tmp_path / "a.csv", accuracy.COLUMNS, accuracy_plan.KEY)
     for result in results:
-        accuracy.append(tmp_path / "a.csv", result)
-    rows = accuracy.read(tmp_path / "a.csv")
+        table.append(result)
+    rows = table.read()
     assert accuracy_plan.done_runs(rows) == set(runs)
     more = accuracy_plan.plan(rows, stages=["main", "ablation"], **common)
     assert {(run.rate, run.box_weight) for run in more} == {(1e-3, 8.0)} and {run.seed for run in more} == {1, 2}

@@ -1,7 +1,5 @@
 """The training command: resumed to the bit, over several processes as over one, and its files."""
 
-import copy
-import inspect
 import subprocess
 import sys
 
@@ -13,12 +11,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("pycocotools")
 pd = pytest.importorskip("pandas")
 
-from ghm_triton import GHMCLoss
 from ghm_triton.detection import checkpoint, digits, engine, evaluate, predict, train
 from ghm_triton.detection.evaluation import METRICS
 
 FAST = ["--batch-size", "4", "--workers", "0", "--flip", "0.5", "--warmup", "2", "--device", "cpu", "--min-size", "64"]
-SYNC = "sync" in inspect.signature(GHMCLoss.__init__).parameters
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +171,6 @@ def gradients(images, targets, processes, steps=2):
     return found, {name: value for name, value in model.state_dict().items() if "running_counts" in name}
 
 
-@pytest.mark.skipif(not SYNC, reason="GHMCLoss takes no sync yet")
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """One of them has all objects, the other none."""
     from ghm_triton.detection.processes import Processes
@@ -196,7 +191,6 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(found_counts[name], value, rtol=1e-6, atol=0)
 
 
-@pytest.mark.skipif(not SYNC, reason="GHMCLoss takes no sync yet")
 def test_torchrun_trains(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "ghm_triton.detection.train", "--data", str(data), "--output", str(tmp_path / "run"), *FAST]

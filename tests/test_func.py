@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
-from compare import logits
-from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
+from compare import LayerWithLoss, logits
+from ghm_triton import ghmc_loss, ghmr_loss
 
 
 @pytest.fixture
@@ -45,16 +45,7 @@ def test_unreduced(batch, backend):
 def test_ensemble(batch, backend, device):
     """An ensemble of models with stacked parameters and running counts, on one batch."""
     _, labels = batch
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.loss = torch.nn.Linear(4, 3), GHMCLoss(bins=10, backend=backend)
-
-        def forward(self, x, labels):
-            return self.loss(self.layer(x), labels)
-
-    models, x = [Model().to(device) for _ in range(3)], logits(5, 4).to(device)
+    models, x = [LayerWithLoss(backend).to(device) for _ in range(3)], logits(5, 4).to(device)
     parameters, buffers = stack_module_state(models)
 
     def loss(parameters, buffers):

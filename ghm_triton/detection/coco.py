@@ -1,5 +1,6 @@
 """Data sets in COCO's format, checked before training starts."""
 
+import argparse
 import collections
 import json
 import math
@@ -37,6 +38,23 @@ def find_split(directory: str | pathlib.Path, split: str) -> tuple[pathlib.Path,
         if folder.is_dir():
             return files[0], folder
     raise FileNotFoundError(f"data: expected the images of {files[0].name} in {folders[0]} or {folders[1]}, got neither")
+
+
+def locate_split(options: argparse.Namespace, split: str) -> tuple[str | pathlib.Path, str | pathlib.Path]:
+    """(annotations, image folder) of a split, by the options --SPLIT-json and --SPLIT-images of a command, or --data.
+
+    Raises:
+        FileNotFoundError: as :func:`find_split`.
+        ValueError: the options do not say where it is.
+    """
+    given = getattr(options, f"{split}_json"), getattr(options, f"{split}_images")
+    if all(given):
+        return given
+    if any(given):
+        raise ValueError(f"--{split}-json and --{split}-images: expected both or none, got {given}")
+    if options.data is None:
+        raise ValueError(f"--data: expected a folder in COCO's layout, or --{split}-json and --{split}-images")
+    return find_split(options.data, split)
 
 
 def read_annotations(path: str | pathlib.Path) -> dict:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .builder import build_from
 from .checkpoint import load_checkpoint
-from .coco import CocoBoxes, find_split
+from .coco import CocoBoxes, locate_split
 from .evaluation import average_precision, detect
 
 _CHUNK = 64  # images between two steps of the progress bar
@@ -52,13 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     try:
-        if options.val_json and options.val_images:
-            place = options.val_json, options.val_images
-        elif options.data:
-            place = find_split(options.data, "val")
-        else:
-            raise ValueError("--data: expected a folder in COCO's layout, or --val-json and --val-images")
-        metrics, found = evaluate(options.checkpoint, *place, device=options.device)
+        metrics, found = evaluate(options.checkpoint, *locate_split(options, "val"), device=options.device)
         if options.output:
             folder = pathlib.Path(options.output)
             folder.mkdir(parents=True, exist_ok=True)

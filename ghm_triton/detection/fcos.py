@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection._utils import BoxLinearCoder
 
-from .retinanet import keep_counts, match_labels
+from .heads import HarmonizedLosses, match_labels
 
 
-class HarmonizedFCOSHead(FCOSHead):
+class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
     """An FCOSHead around existing heads whose classification loss is `classification_loss`.
 
     Boxes and centerness keep torchvision's losses: generalized IoU and cross entropy, over the positive locations.
@@ -29,12 +29,8 @@ class HarmonizedFCOSHead(FCOSHead):
     ):
         if regression_loss is not None:
             raise ValueError(f"regression_loss: expected None for an FCOS, got {type(regression_loss).__name__}")
-        nn.Module.__init__(self)  # FCOSHead's would build heads of its own
+        super().__init__(classification_head, regression_head, classification_loss, None)
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
-        self.classification_head = classification_head
-        self.regression_head = regression_head
-        self.classification_loss = classification_loss
-        self.regression_loss = None
 
     def compute_loss(
         self,
@@ -52,7 +48,3 @@ class HarmonizedFCOSHead(FCOSHead):
         # torchvision computes the three losses in one function; its focal loss is thrown away.
         losses = super().compute_loss(targets, head_outputs | {"cls_logits": logits.detach()}, anchors, matched_idxs)
         return losses | {"classification": self.classification_loss(logits, labels, torch.ones_like(labels))}
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        keep_counts(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -7,7 +7,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 
 from ghm_triton import GHMCLoss, GHMRLoss
 
-from .retinanet import set_losses, sync_option
+from .retinanet import set_losses
 
 LOSSES = ("ghm", "ghmc", "focal", "ce")
 BOX_LOSSES = ("model", "smooth_l1", "asl1", "ghmr")
@@ -96,7 +96,7 @@ def use_losses(
     ):
         if own and weight != 1:
             raise ValueError(f"{name}: expected 1 for the model's own loss, got {weight!r}")
-    common = {"variant": variant} | sync_option(sync)
+    common = {"variant": variant, "sync": sync}
     classification = {
         "focal": lambda: None,
         "ce": lambda: CrossEntropyLoss(class_loss_weight),

@@ -9,7 +9,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ghm_triton import GHMCLoss, GHMRLoss
 
-_BACKGROUND = -1
+from .fcos import HarmonizedFCOSHead
+from .heads import HarmonizedLosses, match_labels, object_index
 
 
 def harmonize(
@@ -55,7 +56,7 @@ def harmonize(
         >>> model = harmonize(torchvision.models.detection.retinanet_resnet50_fpn(num_classes=91))
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
-    common = {"momentum": momentum, "variant": variant, "backend": backend} | sync_option(sync)
+    common = {"momentum": momentum, "variant": variant, "backend": backend, "sync": sync}
     return set_losses(
         model,
         None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, **common),
@@ -73,8 +74,6 @@ def set_losses(
     Raises:
         TypeError: `model` is no RetinaNet or FCOS, or its head not torchvision's.
     """
-    from .fcos import HarmonizedFCOSHead
-
     for kind, of_head, harmonized in (
         (RetinaNet, RetinaNetHead, HarmonizedHead),
         (FCOS, FCOSHead, HarmonizedFCOSHead),
@@ -89,12 +88,7 @@ def set_losses(
     raise TypeError(f"model: expected a torchvision RetinaNet or FCOS, got {type(model).__name__}")
 
 
-def sync_option(sync: bool) -> dict[str, bool]:
-    """The keyword of the losses' modules, which is given only where it is wanted."""
-    return {"sync": True} if sync else {}
-
-
-class HarmonizedHead(RetinaNetHead):
+class HarmonizedHead(HarmonizedLosses, RetinaNetHead):
     """A RetinaNetHead around existing heads whose losses take one density over the batch and all levels.
 
     Args:
@@ -103,19 +97,6 @@ class HarmonizedHead(RetinaNetHead):
             the loss of `classification_head`.
         regression_loss: takes deltas and their targets, [positive anchors, 4]; None for the loss of `regression_head`.
     """
-
-    def __init__(
-        self,
-        classification_head: nn.Module,
-        regression_head: nn.Module,
-        classification_loss: nn.Module | None,
-        regression_loss: nn.Module | None,
-    ):
-        nn.Module.__init__(self)  # RetinaNetHead's would build heads of its own
-        self.classification_head = classification_head
-        self.regression_head = regression_head
-        self.classification_loss = classification_loss
-        self.regression_loss = regression_loss
 
     def compute_loss(
         self,
@@ -141,44 +122,6 @@ class HarmonizedHead(RetinaNetHead):
 
     def _boxes(self, targets, deltas, anchors, matches):
         positive = matches >= 0
-        boxes = torch.cat([target["boxes"] for target in targets])[_object_index(targets, matches)[positive]]
+        boxes = torch.cat([target["boxes"] for target in targets])[object_index(targets, matches)[positive]]
         wanted = self.regression_head.box_coder.encode_single(boxes, torch.stack(anchors)[positive])
         return self.regression_loss(deltas[positive], wanted)
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        keep_counts(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def keep_counts(head: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Let the losses of `head` keep the counts that they have where a checkpoint, of the plain model, holds none."""
-    for name in ("classification_loss", "regression_loss"):
-        loss = getattr(head, name)
-        if loss is not None:
-            for key, value in loss.state_dict(prefix=f"{prefix}{name}.").items():
-                state_dict.setdefault(key, value)
-
-
-def match_labels(targets: list[dict[str, Tensor]], matches: Tensor, classes: int) -> Tensor:
-    """The label of each anchor's object, -1 for background and ignored anchors, int64 [images, anchors]."""
-    labels = torch.cat([target["labels"] for target in targets])
-    _check_labels(labels, classes)
-    # One label more, for the anchors of images without objects to point at.
-    labels = torch.cat([labels, labels.new_full((1,), _BACKGROUND)])[_object_index(targets, matches)]
-    return torch.where(matches >= 0, labels, _BACKGROUND)
-
-
-def _object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
-    """From each anchor to its object among those of all images, [images, anchors]; unmatched anchors to the first."""
-    first, total = [], 0
-    for target in targets:
-        first.append(total)
-        total += len(target["labels"])
-    return matches.clamp(min=0) + torch.tensor(first, device=matches.device)[:, None]
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    """GHM-C would take other labels for background. This waits for the device, as torchvision's check of boxes does."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.numel():
-        raise ValueError(f"targets: expected labels in 0..{classes - 1}, got {wrong[0].item()}")

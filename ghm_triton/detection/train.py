@@ -17,7 +17,7 @@ import torch
 
 from .builder import build_model, check_same
 from .checkpoint import load_checkpoint, save_checkpoint
-from .coco import CocoBoxes, Flipped, find_split
+from .coco import CocoBoxes, Flipped, locate_split
 from .curves import draw_curves, write_metrics
 from .engine import Trainer, epoch_batches, warmup_steps_schedule
 from .evaluation import average_precision, detect, warn_unreadable
@@ -136,16 +136,9 @@ class Training:
 
 def load_data(options: argparse.Namespace) -> tuple[CocoBoxes, CocoBoxes]:
     """The data sets for training and validation, with the labels of the first."""
-    places = {}
-    for split in ("train", "val"):
-        given = getattr(options, f"{split}_json"), getattr(options, f"{split}_images")
-        if any(given) and not all(given):
-            raise ValueError(f"--{split}-json and --{split}-images: expected both or none, got {given}")
-        if not any(given) and options.data is None:
-            raise ValueError(f"--data: expected a folder in COCO's layout, or --{split}-json and --{split}-images")
-        places[split] = given if all(given) else find_split(options.data, split)
-    train = CocoBoxes(*places["train"])
-    return train, CocoBoxes(*places["val"], category_ids=train.category_ids)
+    places = [locate_split(options, split) for split in ("train", "val")]
+    train = CocoBoxes(*places[0])
+    return train, CocoBoxes(*places[1], category_ids=train.category_ids)
 
 
 def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
