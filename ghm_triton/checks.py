@@ -13,6 +13,15 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+class Names(NamedTuple):
+    """What the caller calls its arguments, for the messages."""
+
+    input: str = "input"
+    target: str = "target"
+    weight: str = "weight"
+    running_counts: str = "running_counts"
+
+
 class Population(NamedTuple):
     """The elements that share one gradient density: a tensor of each kind a level, `weights` empty if not given."""
 
@@ -62,66 +71,70 @@ def state_size(bins: int, variant: str) -> int:
     return bins + 1 if variant == "paper" else bins
 
 
-def check_running_counts(running_counts, bins: int, momentum: float, variant: str, device: torch.device) -> None:
+def check_running_counts(
+    running_counts, bins: int, momentum: float, variant: str, device: torch.device, names: Names
+) -> None:
+    name = names.running_counts
     if running_counts is None:
         if momentum > 0:
             raise ValueError(
-                f"running_counts must be a tensor of {state_size(bins, variant)} zeros at the start when momentum > 0, "
+                f"{name} must be a tensor of {state_size(bins, variant)} zeros at the start when momentum > 0, "
                 f"got None with momentum={momentum}"
             )
         return
     if not isinstance(running_counts, Tensor):
-        raise TypeError(f"running_counts must be a tensor, got {type(running_counts).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(running_counts).__name__}")
     expected = (state_size(bins, variant),)
     if tuple(running_counts.shape) != expected:
         raise ValueError(
-            f"running_counts must have shape {expected} for bins={bins} and variant={variant!r}, "
+            f"{name} must have shape {expected} for bins={bins} and variant={variant!r}, "
             f"got {tuple(running_counts.shape)}"
         )
     if running_counts.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"running_counts must be float32 or float64, got {running_counts.dtype}")
+        raise TypeError(f"{name} must be float32 or float64, got {running_counts.dtype}")
     if running_counts.device != device:
-        raise ValueError(f"running_counts must be on the device of input, {device}, got {running_counts.device}")
+        raise ValueError(f"{name} must be on the device of {names.input}, {device}, got {running_counts.device}")
     if not running_counts.is_contiguous():
-        raise ValueError(f"running_counts must be contiguous, got strides {running_counts.stride()}")
+        raise ValueError(f"{name} must be contiguous, got strides {running_counts.stride()}")
 
 
-def check_population(input, target, weight, *, class_index: bool) -> Population:
+def check_population(input, target, weight, *, class_index: bool, names: Names) -> Population:
     """Splits the three arguments into levels and checks them against one another.
 
     class_index: whether integer targets of shape input.shape[:-1] are allowed (GHM-C) or floats only (GHM-R).
     """
-    inputs = _levels("input", input)
-    targets = _levels("target", target, input, len(inputs))
-    weights = [] if weight is None else _levels("weight", weight, input, len(inputs))
+    inputs = _levels(names.input, input)
+    targets = _levels(names.target, target, input, len(inputs), names.input)
+    weights = [] if weight is None else _levels(names.weight, weight, input, len(inputs), names.input)
     for i, x in enumerate(inputs):
-        name = f"input[{i}]" if isinstance(input, (tuple, list)) else "input"
+        of_level = f"[{i}]" if isinstance(input, (tuple, list)) else ""
+        name = names.input + of_level
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
         if x.dtype != inputs[0].dtype:
             raise TypeError(f"{name} must have the dtype of the first level, {inputs[0].dtype}, got {x.dtype}")
         _check_device(name, x, "the first level", inputs[0].device)
-        _check_target(name.replace("input", "target"), targets[i], x, class_index)
+        _check_target(names.target + of_level, targets[i], x, class_index, names.input)
         if (targets[i].dim() < x.dim()) != (targets[0].dim() < inputs[0].dim()):
-            raise ValueError("target must hold class indices for all levels or for none, got both kinds")
+            raise ValueError(f"{names.target} must hold class indices for all levels or for none, got both kinds")
         if weights:
-            _check_weight(name.replace("input", "weight"), weights[i], x)
+            _check_weight(names.weight + of_level, weights[i], x, names.input)
             if (weights[i].dim() < x.dim()) != (weights[0].dim() < inputs[0].dim()):
-                raise ValueError("weight must be given by element for all levels or for none, got both kinds")
+                raise ValueError(f"{names.weight} must be given by element for all levels or for none, got both kinds")
     return Population(inputs, targets, weights)
 
 
-def _levels(name: str, value, input=None, count: int | None = None) -> list[Tensor]:
-    """A tensor, or a list of as many as `input` has levels, as a list."""
+def _levels(name: str, value, input=None, count: int | None = None, of: str = "") -> list[Tensor]:
+    """A tensor, or a list of as many as `input`, called `of`, has levels, as a list."""
     of_levels = isinstance(value, (tuple, list))
     if count is not None and of_levels != isinstance(input, (tuple, list)):
         expected = f"a list of {count} tensors" if not of_levels else "a tensor"
-        raise ValueError(f"{name} must be {expected}, as input is, got {type(value).__name__}")
+        raise ValueError(f"{name} must be {expected}, as {of} is, got {type(value).__name__}")
     levels = list(value) if of_levels else [value]
     if not levels:
         raise ValueError(f"{name} must hold at least one level, got an empty {type(value).__name__}")
     if count is not None and len(levels) != count:
-        raise ValueError(f"{name} must have as many levels as input, {count}, got {len(levels)}")
+        raise ValueError(f"{name} must have as many levels as {of}, {count}, got {len(levels)}")
     for i, level in enumerate(levels):
         if not isinstance(level, Tensor):
             where = f"{name}[{i}]" if of_levels else name
@@ -144,8 +157,8 @@ def _check_number_type(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be bool, uint8, a signed integer or a float of 16 bits or more, got {tensor.dtype}")
 
 
-def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool) -> None:
-    _check_device(name, target, "input", input.device)
+def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool, of: str) -> None:
+    _check_device(name, target, of, input.device)
     _check_number_type(name, target)
     if class_index and not (target.is_floating_point() or target.is_complex()) and target.dim() < input.dim():
         if target.dtype == torch.bool:
@@ -157,11 +170,11 @@ def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool) -
         raise TypeError(f"{name} must be a floating point tensor, got {target.dtype}")
     if target.shape != input.shape:
         other = f", or {_index_shape(input)} with integer class indices" if class_index and input.dim() else ""
-        raise ValueError(f"{name} must have the shape of input, {_shape(input)}{other}, got {_shape(target)}")
+        raise ValueError(f"{name} must have the shape of {of}, {_shape(input)}{other}, got {_shape(target)}")
 
 
-def _check_weight(name: str, weight: Tensor, input: Tensor) -> None:
-    _check_device(name, weight, "input", input.device)
+def _check_weight(name: str, weight: Tensor, input: Tensor, of: str) -> None:
+    _check_device(name, weight, of, input.device)
     _check_number_type(name, weight)
     if weight.shape != input.shape and not (input.dim() and weight.shape == input.shape[:-1]):
         other = f" or {_index_shape(input)}" if input.dim() else ""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .autograd import Options, evaluate
 from .backend import use_triton
-from .checks import check_mu, check_number, check_options, check_population, check_running_counts
+from .checks import Names, check_mu, check_number, check_options, check_population, check_running_counts
 from .distributed import group_name
 
 Levels = Tensor | Sequence[Tensor]
@@ -151,13 +151,14 @@ def compute(
     process_group: "torch.distributed.ProcessGroup | None" = None,
     loss_weight: float = 1.0,
     update: bool = True,
+    names: Names = Names(),
 ):
     """Checks everything, then evaluates GHM-C (mu None) or GHM-R; what the functions and the modules share."""
     check_options(bins, momentum, variant, reduction)
     check_number("loss_weight", loss_weight, float("-inf"), "finite")
-    population = check_population(input, target, weight, class_index=mu is None)
+    population = check_population(input, target, weight, class_index=mu is None, names=names)
     first = population.inputs[0]
-    check_running_counts(running_counts, bins, momentum, variant, first.device)
+    check_running_counts(running_counts, bins, momentum, variant, first.device, names)
     triton = use_triton(backend, first.device, first.dtype, bins)
     group = group_name(process_group)
     shares = 1 if group is None or reduction == "none" else process_group.size()

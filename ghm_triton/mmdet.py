@@ -7,7 +7,7 @@ weight above 65504 fits 16-bit predictions, a module cast to half keeps its edge
 import torch
 from torch import Tensor
 
-from .checks import REDUCTIONS, check_bins, check_choice, check_momentum, check_mu, check_number
+from .checks import REDUCTIONS, Names, check_bins, check_choice, check_momentum, check_mu, check_number
 from .functional import compute
 from .modules import Fp32Buffers
 from .regions import region_edges
@@ -40,6 +40,7 @@ class _DropIn(Fp32Buffers):
             reduction=reduction_override or self.reduction,
             backend=None,
             loss_weight=self.loss_weight,
+            names=Names("pred", "target", "label_weight", "acc_sum"),
         )
 
 

@@ -101,6 +101,10 @@ def test_ghmr_loss(wrong, error, message):
         (lambda: ghm_triton.GHMR(mu=-1), ValueError, "mu"),
         (lambda: ghm_triton.GHMR(reduction="x"), ValueError, "reduction"),
         (lambda: ghm_triton.GHMC()(X, LABELS, torch.ones(6), reduction_override="x"), ValueError, "reduction_override"),
+        (lambda: ghm_triton.GHMC()(X.int(), LABELS, None), TypeError, "pred must be float32"),
+        (lambda: ghm_triton.GHMC()(X, LABELS, torch.ones(5)), ValueError, r"label_weight must have shape \(6, 4\)"),
+        (lambda: ghm_triton.GHMR()(X, DENSE[1:], None), ValueError, "target must have the shape of pred"),
+        (lambda: ghm_triton.GHMC(momentum=0.7)(X.to("meta"), DENSE.to("meta"), None), ValueError, "acc_sum must be on"),
     ],
 )
 def test_modules(make, error, message):
