@@ -25,7 +25,7 @@ from ghm_triton.detection.losses import use_losses
 from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.small import SmallBackbone, small_retinanet
 
-from .accuracy_plan import KEY, PAIRS, STAGES, Run, describe, done_runs, markdown, plan, plot
+from .accuracy_plan import KEY, PAIRS, STAGES, Run, describe, markdown, plan, plot, runs_of
 from .table import Table, now, origin
 
 STYLE = STYLES["hard"]
@@ -68,7 +68,7 @@ def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
     def after_step(targets):
         nonlocal done, elsewhere
         done += 1
-        if done % math.ceil(run.steps / CURVE_POINTS) == 0:
+        if run.stage != "grid" and done % math.ceil(run.steps / CURVE_POINTS) == 0:
             paused = time.perf_counter()
             points.append(f"{done}:{average_precision(few.coco(), detect(model, few))['AP']:.2f}")
             elsewhere += time.perf_counter() - paused
@@ -83,7 +83,7 @@ def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
 
 def next_run(rows: pd.DataFrame, options: argparse.Namespace) -> tuple[Run | None, int]:
     """(the first run of the plan without a row, how many are without); (None, 0) when all are there."""
-    done = done_runs(rows)
+    done = set(runs_of(rows))
     runs = plan(
         rows,
         stages=options.stages,

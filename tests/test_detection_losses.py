@@ -170,7 +170,7 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     for result in results:
         table.append(result)
     rows = table.read()
-    assert accuracy_plan.done_runs(rows) == set(runs)
+    assert set(accuracy_plan.runs_of(rows)) == set(runs)
     more = accuracy_plan.plan(rows, stages=["main", "ablation"], **common)
     assert {(run.rate, run.box_weight) for run in more} == {(1e-3, 8.0)} and {run.seed for run in more} == {1, 2}
     assert [run.stage for run in more].count("main") == 4
