@@ -164,15 +164,17 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     rows = pd.DataFrame(columns=accuracy.COLUMNS)
     common = {"names": ["focal + SL1", "GHM-C + SL1"], "classes": [10], "steps": 4, "seeds": 2, "ablation_seeds": 1}
     runs = accuracy_plan.plan(rows, stages=list(accuracy_plan.STAGES), **common)
-    assert len(runs) == 12 and {run.stage for run in runs} == {"grid"}
-    results = [vars(run) | {"AP": 5.0 + (run.rate == 1e-3 and run.box_weight == 8)} for run in runs]
+    rate, weight = accuracy_plan.RATES[0], accuracy_plan.BOX_WEIGHTS[1]
+    assert len(runs) == 8 and {(run.stage, run.steps) for run in runs} == {("grid", 2)}
+    results = [vars(run) | {"AP": 5.0 + (run.rate == rate and run.box_weight == weight)} for run in runs]
     table = accuracy.Table(tmp_path / "a.csv", accuracy.COLUMNS, accuracy_plan.KEY)
     for result in results:
         table.append(result)
     rows = table.read()
     assert set(accuracy_plan.runs_of(rows)) == set(runs)
     more = accuracy_plan.plan(rows, stages=["main", "ablation"], **common)
-    assert {(run.rate, run.box_weight) for run in more} == {(1e-3, 8.0)} and {run.seed for run in more} == {1, 2}
+    assert {(run.rate, run.box_weight, run.steps) for run in more} == {(rate, weight, 4)}
+    assert {run.seed for run in more} == {1, 2}
     assert [run.stage for run in more].count("main") == 4
     # M 30 and momentum 0.75 are the same run, the paper's.
     assert [run.stage for run in more].count("ablation") == len(accuracy_plan.BINS) + len(accuracy_plan.MOMENTA) - 1 + 1
@@ -182,7 +184,7 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     assert accuracy.main(options + ["--backbone", backbone]) == 0
     assert "| 1 | focal + SL1 |" in capsys.readouterr().out
     done = (tmp_path / "b.csv").read_text()
-    assert done.count("\n") == 1 + 6 + 1
+    assert done.count("\n") == 1 + 4 + 1
     assert accuracy.main(options + ["--backbone", backbone]) == 0
     assert (tmp_path / "b.csv").read_text() == done and (tmp_path / "b.png").exists()
 
