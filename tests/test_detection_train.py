@@ -85,6 +85,21 @@ def test_killed_and_resumed_is_the_same_to_the_bit(data, tmp_path, monkeypatch, 
     }
 
 
+def test_an_evaluation_that_was_killed_is_repeated(data, tmp_path, monkeypatch):
+    def killed(self):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "_evaluate", killed)
+        with pytest.raises(Killed):
+            run(data, tmp_path / "killed", "--epochs", "2")
+    assert weights(tmp_path / "killed")["epoch"] == 1 and not (tmp_path / "killed" / "metrics.csv").exists()
+    for name, more in (("whole", ()), ("killed", ("--resume",))):
+        assert run(data, tmp_path / name, "--epochs", "2", *more) == 0
+    whole, resumed = (pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
+    assert whole.equals(resumed) and whole.epoch.tolist() == [1, 2]
+
+
 def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch):
     import os
     import signal

@@ -104,18 +104,19 @@ class Training:
     def run(self) -> None:
         """Train the epochs that are left, with an evaluation after each."""
         options, trainer = self.options, self.trainer
-        while trainer.epoch < options.epochs:
+        while len(trainer.metrics) < options.epochs:
             start = time.perf_counter()
-            epoch = trainer.epoch
-            data = Flipped(self.train_data, probability=options.flip, seed=options.seed, epoch=epoch)
-            trainer.train_epoch(
-                data,
-                batch=options.batch_size,
-                seed=options.seed,
-                workers=options.workers,
-                after_step=self._after_step,
-            )
-            self._save()
+            epoch = len(trainer.metrics)
+            if trainer.epoch == epoch:  # else the last evaluation was killed
+                data = Flipped(self.train_data, probability=options.flip, seed=options.seed, epoch=epoch)
+                trainer.train_epoch(
+                    data,
+                    batch=options.batch_size,
+                    seed=options.seed,
+                    workers=options.workers,
+                    after_step=self._after_step,
+                )
+                self._save()
             row = {"epoch": epoch + 1, "seconds": time.perf_counter() - start, "unreadable": self.unreadable}
             trainer.metrics.append(row | trainer.log[-1] | {"epoch": epoch + 1} | self._evaluate())
             self._save(must=trainer.epoch == options.epochs)
