@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import accuracy_plan
 from .cases import BASE, Case
 from .report import load
 from .tables import FORWARD_BACKWARD, as_markdown, three_digits
@@ -82,7 +83,9 @@ def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
 
 def tables() -> list[str]:
     rows, compiled = load([RESULTS / "sweep-cpu.csv"]), pd.read_csv(RESULTS / "compiled.csv")
-    return [as_markdown(table) for table in (over_elements(rows), over_bins(rows), over_memory(compiled))]
+    accuracy = pd.read_csv(RESULTS / "accuracy-cpu.csv")
+    times = [as_markdown(table) for table in (over_elements(rows), over_bins(rows), over_memory(compiled))]
+    return [*times, accuracy_plan.markdown(accuracy)]
 
 
 if __name__ == "__main__":
