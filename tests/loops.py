@@ -4,6 +4,8 @@ float64 with autograd, apart from the gradient norm, which decides the region in
 comparison with the float32 edges i / bins. Slow, direct, and sharing nothing with the package or with oracle.py.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -132,7 +134,7 @@ def assert_agrees(loop, inputs, targets, weights=None, *, backend, device="cpu",
     gradients = torch.autograd.grad(expected, leaves, factor)
     largest = max((float(gradient.abs().max()) for gradient in gradients if gradient.numel()), default=0.0)
     # Most gradients are near the lower end of float16's range. Some, of empty regions in "mmdet", near the upper.
-    scale = 64.0 if narrow[0] == torch.float16 and largest < 500 else 1.0
+    scale = 2.0 ** math.floor(math.log2(32000 / max(largest, 500))) if narrow[0] == torch.float16 else 1.0
     gradients = [gradient * scale for gradient in gradients]
 
     def move(values):

@@ -104,11 +104,10 @@ class Training:
     def run(self) -> None:
         """Train the epochs that are left, with an evaluation after each."""
         options, trainer = self.options, self.trainer
-        while len(trainer.metrics) < options.epochs:
+        while trainer.epoch < options.epochs or self._lacks_evaluation():
             start = time.perf_counter()
-            epoch = len(trainer.metrics)
-            if trainer.epoch == epoch:  # else the last evaluation was killed
-                data = Flipped(self.train_data, probability=options.flip, seed=options.seed, epoch=epoch)
+            if not self._lacks_evaluation():
+                data = Flipped(self.train_data, probability=options.flip, seed=options.seed, epoch=trainer.epoch)
                 trainer.train_epoch(
                     data,
                     batch=options.batch_size,
@@ -117,8 +116,8 @@ class Training:
                     after_step=self._after_step,
                 )
                 self._save()
-            row = {"epoch": epoch + 1, "seconds": time.perf_counter() - start, "unreadable": self.unreadable}
-            trainer.metrics.append(row | trainer.log[-1] | {"epoch": epoch + 1} | self._evaluate())
+            row = {"epoch": trainer.epoch, "seconds": time.perf_counter() - start, "unreadable": self.unreadable}
+            trainer.metrics.append(row | trainer.log[-1] | {"epoch": trainer.epoch} | self._evaluate())
             self._save(must=trainer.epoch == options.epochs)
             if self.processes.first:
                 write_metrics(self.folder / "metrics.csv", trainer.metrics)
@@ -126,6 +125,11 @@ class Training:
         if self.processes.first:
             images = draw_curves(self.folder, trainer.log, trainer.metrics)
             print(", ".join(str(path) for path in (self.checkpoint, self.folder / "metrics.csv", *images)))
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the last epoch is complete and its evaluation is not: that was killed."""
+        evaluated = self.trainer.metrics[-1]["epoch"] if self.trainer.metrics else 0
+        return self.trainer.step == 0 and evaluated < self.trainer.epoch
 
     def _evaluate(self) -> dict[str, float]:
         """Of the images, each process looks at its part."""
