@@ -53,7 +53,7 @@ def build(run: Run, backbone: dict) -> nn.Module:
     model = small_retinanet(run.classes, size=STYLE.size)
     model.backbone.load_state_dict(backbone, strict=False)
     loss, box_loss = PAIRS[run.losses]
-    options = {"bins": run.bins, "momentum": run.momentum, "variant": run.variant}
+    options = {"bins": run.bins, "momentum": run.momentum, "variant": run.variant, "mu": run.mu}
     return use_losses(model, loss, box_loss, box_loss_weight=run.box_weight, **options)
 
 

@@ -13,13 +13,18 @@ PAIRS = {  # as the paper's table has them: classification and box loss
     "GHM-C + ASL1": ("ghmc", "asl1"),
     "GHM-C + GHM-R": ("ghmc", "ghmr"),
 }
-RATES = (1.5e-3, 4e-3)
-BOX_WEIGHTS = (4.0, 20.0)
+RATES = (6e-4, 1.5e-3, 4e-3, 1e-2)
+BOX_WEIGHTS = (0.8, 4.0, 20.0, 100.0)
 GRID_SEED = 0  # its runs are not reported
 GRID_PART = 2  # and take this part of the steps
-ABLATED = "GHM-C + SL1"
-BINS = (5, 10, 20, 30, 40)
-MOMENTA = (0.0, 0.5, 0.75, 0.9, 0.99)
+ABLATIONS = {  # what is changed of the paper's settings
+    "GHM-C + SL1": [
+        *({"bins": bins} for bins in (5, 10, 20, 30, 40)),
+        *({"momentum": momentum} for momentum in (0.0, 0.5, 0.75, 0.9, 0.99)),
+        {"variant": "mmdet"},
+    ],
+    "GHM-C + GHM-R": [{"mu": mu, "momentum": momentum} for mu in (0.02, 0.1) for momentum in (0.0, 0.75)],
+}
 STAGES = ("grid", "main", "ablation")
 
 
@@ -37,6 +42,7 @@ class Run:
     bins: int = 30
     momentum: float = 0.75
     variant: str = "paper"
+    mu: float = 0.02
 
 
 KEY = [field.name for field in dataclasses.fields(Run)]
@@ -48,20 +54,41 @@ def runs_of(rows: pd.DataFrame) -> list[Run]:
     return [Run(**{name: kinds[name](value) for name, value in zip(KEY, row)}) for row in rows[KEY].values.tolist()]
 
 
-def grid(losses: str, classes: int, steps: int) -> list[Run]:
-    """The runs that a learning rate and a box loss weight are chosen from."""
-    steps = math.ceil(steps / GRID_PART)
-    return [Run("grid", losses, classes, steps, rate, weight, GRID_SEED) for rate in RATES for weight in BOX_WEIGHTS]
+def grid(rows: pd.DataFrame, losses: str, classes: int, steps: int) -> list[Run]:
+    """The runs that a learning rate and a box loss weight are chosen from, for runs of `steps`, as far as `rows` tell.
+
+    The four in the middle; when these are there, the neighbours of the best as well, until it has none that is missing.
+    """
+    part = math.ceil(steps / GRID_PART)
+    scores = dict(zip(runs_of(rows), rows["AP"].astype(float)))
+    cells = {
+        (row, column): Run("grid", losses, classes, part, rate, weight, GRID_SEED)
+        for row, rate in enumerate(RATES)
+        for column, weight in enumerate(BOX_WEIGHTS)
+    }
+    middle = [run for cell, run in cells.items() if not {0, len(RATES) - 1} & set(cell)]
+    if not scores.keys() >= set(middle):
+        return middle
+    row, column = max((cell for cell, run in cells.items() if run in scores), key=lambda cell: scores[cells[cell]])
+    beside = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+    wanted = set(middle) | {cells[row, column]} | {cells[cell] for cell in beside if cell in cells}
+    return [run for run in cells.values() if run in wanted]
 
 
 def chosen(rows: pd.DataFrame, losses: str, classes: int, steps: int) -> tuple[float, float] | None:
     """(rate, box weight) of the greatest AP in the grid for runs of `steps`; None where the grid is not complete."""
     scores = dict(zip(runs_of(rows), rows["AP"].astype(float)))
-    runs = grid(losses, classes, steps)
+    runs = grid(rows, losses, classes, steps)
     if not scores.keys() >= set(runs):
         return None
     best = max(runs, key=scores.get)
     return best.rate, best.box_weight
+
+
+def ablation(run: Run) -> list[Run]:
+    """`run` of the stage "main" with each of the changes to its losses."""
+    changed = [dataclasses.replace(run, **change) for change in ABLATIONS.get(run.losses, [])]
+    return [other if other == run else dataclasses.replace(other, stage="ablation") for other in changed]
 
 
 def plan(
@@ -77,36 +104,24 @@ def plan(
     """The runs to do, given the rows so far: the others wait for their grid. A run may be in `rows` already."""
     runs = []
     if "grid" in stages:
-        runs += [run for count in classes for name in names for run in grid(name, count, steps)]
+        runs += [run for count in classes for name in names for run in grid(rows, name, count, steps)]
     for count in classes:
         tuned = {name: chosen(rows, name, count, steps) for name in names}
+        usual = [Run("main", name, count, steps, *cell, seed=1) for name, cell in tuned.items() if cell]
         if "main" in stages:
-            runs += [
-                Run("main", name, count, steps, *tuned[name], seed)
-                for seed in range(1, seeds + 1)
-                for name in names
-                if tuned[name]
-            ]
-        if "ablation" in stages and tuned.get(ABLATED):
-            base = [
-                Run("ablation", ABLATED, count, steps, *tuned[ABLATED], seed) for seed in range(1, ablation_seeds + 1)
-            ]
-            for changes in (
-                [{"bins": bins} for bins in BINS]
-                + [{"momentum": momentum} for momentum in MOMENTA]
-                + [{"variant": "mmdet"}]
-            ):
-                runs += [dataclasses.replace(run, **changes) for run in base]
+            runs += [dataclasses.replace(run, seed=seed) for seed in range(1, seeds + 1) for run in usual]
+        if "ablation" in stages:
+            settings = [setting for run in usual for setting in ablation(run)]
+            runs += [dataclasses.replace(run, seed=seed) for run in settings for seed in range(1, ablation_seeds + 1)]
     return list(dict.fromkeys(runs))
 
 
 def describe(run: Run | pd.Series) -> str:
     """The losses, and what differs from the paper's settings."""
-    parts = [run.losses]
-    if run.stage == "ablation":
-        parts += [f"M {int(run.bins)}", f"momentum {float(run.momentum):g}"]
-        parts += ["mmdet"] * (run.variant == "mmdet")
-    return ", ".join(parts)
+    names = {"bins": "M {:g}", "momentum": "momentum {:g}", "mu": "mu {:g}", "variant": "{}"}
+    usual = {field.name: field.default for field in dataclasses.fields(Run)}
+    changed = {name: getattr(run, name) for name in names if getattr(run, name) != usual[name]}
+    return ", ".join([run.losses] + [names[name].format(value) for name, value in changed.items()])
 
 
 def markdown(rows: pd.DataFrame) -> str:
@@ -116,7 +131,7 @@ def markdown(rows: pd.DataFrame) -> str:
         "| classes | losses | rate | box weight | seeds | AP | AP50 | AP75 | s/step |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    group = ["stage", "classes", "losses", "rate", "box_weight", "steps", "bins", "momentum", "variant"]
+    group = ["stage", "classes", "losses", "rate", "box_weight", "steps", "bins", "momentum", "variant", "mu"]
     rows = rows.assign(order=rows.losses.map(list(PAIRS).index), first=rows.stage.eq("main"))
     rows = rows.sort_values(["first", "classes", "order", "variant"], ascending=[False, False, True, False])
     for _, own in rows.groupby(group, sort=False):
