@@ -24,6 +24,7 @@ class Options(NamedTuple):
     bins: int
     momentum: float
     loss_weight: float
+    max_weight: float | None
     mmdet: bool
     reduction: str
     update: bool

@@ -11,7 +11,7 @@ from .distributed import all_reduce
 from .eager_levels import ClassIndexLevel, DenseLevel, RegressionLevel
 
 
-def _harmonize(density, total, running_counts, *, momentum, loss_weight, mmdet, mean, update):
+def _harmonize(density, total, running_counts, *, momentum, loss_weight, max_weight, mmdet, mean, update):
     """(coefficients, new state or None), fp64: of the regions, then of the slots of NaN and of ignored elements.
 
     density: fp64 [bins], elements in the regions. total: fp64 [], the number of elements N.
@@ -33,7 +33,8 @@ def _harmonize(density, total, running_counts, *, momentum, loss_weight, mmdet, 
     if mean and mmdet:
         scale = scale * size / (size + torch.finfo(torch.float32).eps)
     divisor = (density > 0).sum() if mmdet else len(density)
-    coefficients = torch.where(density > 0, scale / (smooth * divisor), 0.0)
+    least = 0 if max_weight is None else size / max_weight
+    coefficients = torch.where(density > 0, scale / (smooth * divisor).clamp(min=least), 0.0)
     return torch.cat([coefficients, scale[None], torch.zeros_like(scale)[None]]), state
 
 
@@ -62,6 +63,7 @@ def compute(
     bins: int,
     momentum: float,
     loss_weight: float,
+    max_weight: float | None,
     mmdet: bool,
     reduction: str,
     update: bool,
@@ -84,6 +86,7 @@ def compute(
         running_counts,
         momentum=momentum,
         loss_weight=loss_weight,
+        max_weight=max_weight,
         mmdet=mmdet,
         mean=reduction == "mean",
         update=update,

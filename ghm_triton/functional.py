@@ -23,6 +23,7 @@ def ghmc_loss(
     running_counts: Tensor | None = None,
     variant: str = "paper",
     reduction: str = "mean",
+    max_weight: float | None = None,
     backend: str | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -49,6 +50,8 @@ def ghmc_loss(
         variant: "paper": divide by M, average every region. "mmdet": divide by the number of regions that have
             elements, average only those, and do not correct the start of the average.
         reduction: "mean" (divided by N), "sum" or "none".
+        max_weight: The most that beta_i may be, positive; not in the paper, which has no limit (None): elements of a
+            nearly empty region weigh up to N / M times as much as in plain cross entropy.
         backend: "triton", "eager" or None: Triton where the device has it. The environment variable
             GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
         process_group: Takes the density and N over all processes of this group, with one all-reduce of bins + 1
@@ -79,6 +82,7 @@ def ghmc_loss(
         running_counts=running_counts,
         variant=variant,
         reduction=reduction,
+        max_weight=max_weight,
         backend=backend,
         process_group=process_group,
     )
@@ -95,6 +99,7 @@ def ghmr_loss(
     running_counts: Tensor | None = None,
     variant: str = "paper",
     reduction: str = "mean",
+    max_weight: float | None = None,
     backend: str | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -111,7 +116,8 @@ def ghmr_loss(
         weight: As for :func:`ghmc_loss`. In "mmdet" N is the sum of the weights (at least 1), else the number of
             elements with weight > 0.
         mu: Where ASL1 turns from quadratic to linear, in the units of the deltas; positive.
-        bins, momentum, running_counts, variant, reduction, backend, process_group: As for :func:`ghmc_loss`.
+        bins, momentum, running_counts, variant, reduction, max_weight, backend, process_group: As for
+            :func:`ghmc_loss`.
 
     Returns, Raises:
         As :func:`ghmc_loss`.
@@ -131,6 +137,7 @@ def ghmr_loss(
         running_counts=running_counts,
         variant=variant,
         reduction=reduction,
+        max_weight=max_weight,
         backend=backend,
         process_group=process_group,
     )
@@ -147,6 +154,7 @@ def compute(
     running_counts: Tensor | None,
     variant: str,
     reduction: str,
+    max_weight: float | None = None,
     backend: str | None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
     loss_weight: float = 1.0,
@@ -154,7 +162,7 @@ def compute(
     names: Names = Names(),
 ):
     """Checks everything, then evaluates GHM-C (mu None) or GHM-R; what the functions and the modules share."""
-    check_options(bins, momentum, variant, reduction)
+    check_options(bins, momentum, variant, reduction, max_weight)
     check_number("loss_weight", loss_weight, float("-inf"), "finite")
     population = check_population(input, target, weight, class_index=mu is None, names=names)
     first = population.inputs[0]
@@ -168,6 +176,7 @@ def compute(
         bins=bins,
         momentum=float(momentum),
         loss_weight=float(loss_weight) * shares,
+        max_weight=None if max_weight is None else float(max_weight),
         mmdet=variant == "mmdet",
         reduction=reduction,
         update=update,

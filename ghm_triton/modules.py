@@ -22,14 +22,14 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 
 
 class _HarmonizedLoss(Fp32Buffers):
-    def __init__(self, bins, momentum, variant, loss_weight, reduction, backend, sync):
+    def __init__(self, bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight):
         super().__init__()
-        check_options(bins, momentum, variant, reduction)
+        check_options(bins, momentum, variant, reduction, max_weight)
         check_number("loss_weight", loss_weight, float("-inf"), "finite")
         check_backend(backend)
         if not isinstance(sync, bool):
             raise TypeError(f"sync must be a bool, got {sync!r} of type {type(sync).__name__}")
-        self.bins, self.momentum, self.variant = bins, momentum, variant
+        self.bins, self.momentum, self.variant, self.max_weight = bins, momentum, variant, max_weight
         self.loss_weight, self.reduction, self.backend, self.sync = loss_weight, reduction, backend, sync
         state = torch.zeros(state_size(bins, variant), dtype=torch.float32) if momentum > 0 else None
         self.register_buffer("running_counts", state)
@@ -45,6 +45,7 @@ class _HarmonizedLoss(Fp32Buffers):
             running_counts=self.running_counts,
             variant=self.variant,
             reduction=self.reduction,
+            max_weight=self.max_weight,
             backend=self.backend,
             process_group=world(self.sync),
             loss_weight=self.loss_weight,
@@ -54,7 +55,7 @@ class _HarmonizedLoss(Fp32Buffers):
     def extra_repr(self) -> str:
         return (
             f"bins={self.bins}, momentum={self.momentum}, variant={self.variant!r}, loss_weight={self.loss_weight}, "
-            f"reduction={self.reduction!r}, sync={self.sync}"
+            f"reduction={self.reduction!r}, max_weight={self.max_weight}, sync={self.sync}"
         )
 
 
@@ -62,7 +63,7 @@ class GHMCLoss(_HarmonizedLoss):
     """:func:`ghm_triton.ghmc_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
-        bins, momentum, variant, reduction, backend: As for :func:`ghm_triton.ghmc_loss`.
+        bins, momentum, variant, reduction, max_weight, backend: As for :func:`ghm_triton.ghmc_loss`.
         loss_weight: Factor of the loss.
         sync: Take the density over all processes, if torch.distributed is initialized; `process_group` of
             :func:`ghm_triton.ghmc_loss` tells how. All processes then have the same running counts.
@@ -87,8 +88,9 @@ class GHMCLoss(_HarmonizedLoss):
         reduction: str = "mean",
         backend: str | None = None,
         sync: bool = False,
+        max_weight: float | None = None,
     ):
-        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync)
+        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight)
 
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
         """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss`."""
@@ -99,7 +101,7 @@ class GHMRLoss(_HarmonizedLoss):
     """:func:`ghm_triton.ghmr_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
-        mu, bins, momentum, variant, reduction, backend: As for :func:`ghm_triton.ghmr_loss`.
+        mu, bins, momentum, variant, reduction, max_weight, backend: As for :func:`ghm_triton.ghmr_loss`.
         loss_weight: Factor of the loss.
         sync: As for :class:`GHMCLoss`.
 
@@ -123,9 +125,10 @@ class GHMRLoss(_HarmonizedLoss):
         reduction: str = "mean",
         backend: str | None = None,
         sync: bool = False,
+        max_weight: float | None = None,
     ):
         check_mu(mu)
-        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync)
+        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight)
         self.mu = mu
 
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:

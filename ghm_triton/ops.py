@@ -19,8 +19,8 @@ from .interpreter import interpreted
 
 _POPULATION = "Tensor[] inputs, Tensor[] targets, Tensor[] weights"
 _LOSS = (
-    f"({_POPULATION}, Tensor? running_counts, float? mu, int bins, float momentum, float loss_weight, bool mmdet, "
-    "str reduction, bool update, bool grad, str? group) -> Tensor[]"
+    f"({_POPULATION}, Tensor? running_counts, float? mu, int bins, float momentum, float loss_weight, "
+    "float? max_weight, bool mmdet, str reduction, bool update, bool grad, str? group) -> Tensor[]"
 )
 library = torch.library.Library("ghm_triton", "DEF")
 library.define(f"eager{_LOSS}")
@@ -46,13 +46,17 @@ def _fake_outputs(inputs, running_counts, reduction, update, kept):
     return (losses if reduction == "none" else losses[:1]) + kept + state
 
 
-def _fake_eager(inputs, targets, weights, running_counts, mu, bins, a, factor, mmdet, reduction, update, grad, group):
+def _fake_eager(
+    inputs, targets, weights, running_counts, mu, bins, a, factor, most, mmdet, reduction, update, grad, group
+):
     dtype = compute_dtype(inputs[0].dtype)
     grads = [input.new_empty(input.shape, dtype=dtype) for input in inputs] if grad else []
     return _fake_outputs(inputs, running_counts, reduction, update, grads)
 
 
-def _fake_forward(inputs, targets, weights, running_counts, mu, bins, a, factor, mmdet, reduction, update, grad, group):
+def _fake_forward(
+    inputs, targets, weights, running_counts, mu, bins, a, factor, most, mmdet, reduction, update, grad, group
+):
     coefficients = inputs[0].new_empty(_slots(bins), dtype=torch.float32)
     return _fake_outputs(inputs, running_counts, reduction, update, [coefficients])
 

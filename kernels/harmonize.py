@@ -3,7 +3,7 @@
     R_j, L_j  number of elements and sum of losses of region j; N = sum_j R_j, or the sum of the weights
     S_j       R_j, or its moving average a * S_j + (1 - a) * R_j (eq. 12)
     K         BINS, or the number of regions with R_j > 0 ("mmdet")
-    c_j       scale / (S_j * K), the harmonizing weight beta_j / N (eq. 10, 13)
+    c_j       scale / max(S_j * K, floor * N), the harmonizing weight beta_j / N (eq. 10, 13), beta_j at most 1 / floor
     loss      sum_j c_j * L_j
 
 with scale = loss_weight for the mean and loss_weight * N otherwise. "paper" averages the constant 1 beside the counts
@@ -36,7 +36,7 @@ def _fold_kernel(
     tl.store(folded_sums_ptr + program * SLOTS + slot, sums)
 
 
-@triton.jit(do_not_specialize=["rows", "momentum", "complement", "loss_weight"])
+@triton.jit(do_not_specialize=["rows", "momentum", "complement", "loss_weight", "floor"])
 def _harmonize_kernel(
     counts_ptr,
     sums_ptr,
@@ -48,6 +48,7 @@ def _harmonize_kernel(
     momentum,
     complement,
     loss_weight,
+    floor,
     BINS: tl.constexpr,
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -59,7 +60,7 @@ def _harmonize_kernel(
 ):
     """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the new state.
 
-    complement: 1 - momentum, rounded once. running: [BINS + 1] ("paper", the average of 1 last) or [BINS] ("mmdet").
+    complement: 1 - momentum, rounded once. floor: 0 where beta has no limit. running: [BINS + 1] ("paper", the average of 1 last) or [BINS] ("mmdet").
     """
     slot = tl.arange(0, SLOTS)
     row = tl.arange(0, ROWS)
@@ -105,7 +106,7 @@ def _harmonize_kernel(
         scale = loss_weight * (size / (size + 1.1920928955078125e-07))
     else:
         scale = loss_weight
-    coefficient = tl.where(present, scale / tl.where(present, smooth * divisor, 1.0), 0.0)
+    coefficient = tl.where(present, scale / tl.where(present, tl.maximum(smooth * divisor, floor * size), 1.0), 0.0)
     coefficient = tl.where(slot == BINS, scale, coefficient)  # the slot of NaN carries it to the loss
     tl.store(coefficients_ptr + slot, coefficient)
     found = (slot <= BINS) & (counts > 0)

@@ -144,7 +144,9 @@ def _fold(counts, sums, limit) -> tuple[torch.Tensor, torch.Tensor]:
     return folded_counts, folded_sums
 
 
-def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, update, sum_weights, group):
+def _harmonize(
+    rows, running_counts, bins, momentum, loss_weight, max_weight, mmdet, mean, update, sum_weights, group
+):
     """Adds the rows up; returns (loss [], coefficients [slots]), both fp32, and the new running_counts if `update`."""
     counts, sums, slots = rows.counts, rows.sums, rows.slots
     limit = max(1, FOLD_TILE // slots)
@@ -166,6 +168,7 @@ def _harmonize(rows, running_counts, bins, momentum, loss_weight, mmdet, mean, u
         momentum,
         1.0 - momentum,
         loss_weight,
+        0.0 if max_weight is None else 1 / max_weight,
         BINS=bins,
         SLOTS=slots,
         ROWS=limit,
@@ -202,6 +205,7 @@ def launch_forward(
     bins: int,
     momentum: float,
     loss_weight: float,
+    max_weight: float | None,
     mmdet: bool,
     reduction: str,
     update: bool,
@@ -216,8 +220,9 @@ def launch_forward(
     sum_weights = mu is not None and mmdet and bool(weights)
     with _on(inputs[0].device):
         rows = _accumulate(inputs, targets, weights, mu, bins, sum_weights)
+        mean = reduction == "mean"
         loss, coefficients, state = _harmonize(
-            rows, running_counts, bins, momentum, loss_weight, mmdet, reduction == "mean", update, sum_weights, group
+            rows, running_counts, bins, momentum, loss_weight, max_weight, mmdet, mean, update, sum_weights, group
         )
         losses = [loss] if reduction != "none" else _weigh(inputs, targets, weights, coefficients, mu, bins)
     return losses + [coefficients] + ([] if state is None else [state])

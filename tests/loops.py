@@ -43,8 +43,9 @@ def by_element(weight, x):
 class Loop:
     """kind "c" (logits) or "r" (box deltas). Keeps the moving average as one Python number a region."""
 
-    def __init__(self, kind, bins, *, momentum=0.0, variant="paper", mu=0.02, dtype=torch.float32):
+    def __init__(self, kind, bins, *, momentum=0.0, variant="paper", mu=0.02, max_weight=None, dtype=torch.float32):
         self.kind, self.bins, self.momentum, self.variant, self.mu = kind, bins, momentum, variant, mu
+        self.max_weight = math.inf if max_weight is None else max_weight
         self.dtype = dtype  # in which the norm is compared with the edges
         self.edges = [torch.tensor(float(i)) / bins for i in range(bins)]
         self.average, self.steps = [0.0] * bins, 0
@@ -90,7 +91,8 @@ class Loop:
                 if self.momentum > 0 and self.variant == "paper":
                     density /= 1 - self.momentum**self.steps
                 weight[inside] = total / density
-        weighed = loss * weight / (self.bins if self.variant == "paper" else max(regions, 1))
+        weight = torch.clamp(weight / (self.bins if self.variant == "paper" else max(regions, 1)), max=self.max_weight)
+        weighed = loss * weight
         if reduction == "none":
             return weighed
         epsilon = torch.finfo(torch.float32).eps if self.variant == "mmdet" else 0.0
@@ -145,6 +147,7 @@ def assert_agrees(loop, inputs, targets, weights=None, *, backend, device="cpu",
     if not listed:
         arguments = [argument if argument is None else argument[0] for argument in arguments]
     options = dict(bins=loop.bins, momentum=loop.momentum, variant=loop.variant, running_counts=state)
+    options["max_weight"] = None if loop.max_weight == math.inf else loop.max_weight
     function = ghm_triton.ghmc_loss
     if loop.kind == "r":
         function, options["mu"] = ghm_triton.ghmr_loss, loop.mu

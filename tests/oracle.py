@@ -40,7 +40,8 @@ def one_hot(labels, classes):
 
 
 def harmonize(
-    kind, x, t, weight=None, *, bins, variant="paper", momentum=0.0, state=None, reduction="mean", mu=0.02, region=None
+    kind, x, t, weight=None, *, bins, variant="paper", momentum=0.0, state=None, reduction="mean", mu=0.02, region=None,
+    max_weight=None
 ):
     """(loss, gradient, new state), float64, for dense targets and weights of the shape of x. state: as running_counts."""
     valid = torch.ones_like(x, dtype=torch.bool) if weight is None else weight > 0
@@ -65,6 +66,8 @@ def harmonize(
             density = count if not averaged else state[j].item() / (state[bins].item() if variant == "paper" else 1)
             beta[inside] = number / density
     beta /= bins if variant == "paper" else max(present, 1)
+    if max_weight is not None:
+        beta[beta > max_weight] = max_weight
     divisor = {"mean": number + (torch.finfo(torch.float32).eps if variant == "mmdet" else 0)}.get(reduction, 1)
     weighed = torch.where(valid, beta * loss, 0.0) / divisor
     gradient = torch.where(valid, beta * slope, 0.0) / divisor

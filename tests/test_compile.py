@@ -146,7 +146,7 @@ def test_launches_need_no_value_of_the_device(mu, reduction, recorded):
         weight, state = torch.empty(100_000, device="cuda"), torch.empty(bins + 1, device="cuda")
         operator = kernels.launch_forward
         losses, coefficients, new = operator(
-            [x], [target], [weight], state, mu, bins, 0.5, 1.0, False, reduction, True, True, None
+            [x], [target], [weight], state, mu, bins, 0.5, 1.0, None, False, reduction, True, True, None
         )
         (grad,) = kernels.launch_backward([losses], [x], [target], [weight], coefficients, mu, bins)
         assert grad.shape == x.shape and grad.device.type == "cuda" and new.shape == state.shape

@@ -114,6 +114,8 @@ def test_names_choose_the_losses():
     assert kinds("focal") == (none, none)
     assert kinds("ce", "smooth_l1", box_loss_weight=2.0) == (CrossEntropyLoss, SmoothL1Loss)
     plain = use_losses(small_retinanet(4), "ghmc", "asl1", mu=0.1, box_loss_weight=2.0).head.regression_loss
+    limited = use_losses(small_retinanet(4), "ghm", max_weight=5.0, box_max_weight=3.0).head
+    assert (limited.classification_loss.max_weight, limited.regression_loss.max_weight) == (5.0, 3.0)
     assert (plain.bins, plain.momentum, plain.mu, plain.loss_weight) == (1, 0.0, 0.1, 2.0)
     for names, message in ((["ohem"], "loss: expected one of"), (["ce", "l2"], "box_loss: expected one of")):
         with pytest.raises(ValueError, match=message):

@@ -24,7 +24,7 @@ def arguments(name, loss, reduction="mean"):
     mu = None if loss == "ghmc" else 0.02
     if name == "backward":
         return [torch.ones((), device=DEVICE)], *population, torch.rand(16, device=DEVICE), mu, 10
-    return *population, torch.zeros(11, device=DEVICE), mu, 10, 0.5, 1.0, False, reduction, True, True, None
+    return *population, torch.zeros(11, device=DEVICE), mu, 10, 0.5, 1.0, 20.0, False, reduction, True, True, None
 
 
 @needs_kernels
@@ -52,7 +52,7 @@ def test_coefficients_have_the_size_that_the_fake_says():
     for bins in (1, 2, 3, 10, 14, 15, 30, 31, 62, 63, 100):
         x, target = torch.randn(3, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
         _, coefficients = torch.ops.ghm_triton.forward(
-            [x], [target], [], None, None, bins, 0.0, 1.0, False, "mean", True, True, None
+            [x], [target], [], None, None, bins, 0.0, 1.0, None, False, "mean", True, True, None
         )
         assert len(coefficients) == _slots(bins) >= bins + 2
 

@@ -216,6 +216,30 @@ def test_one_region_is_binary_cross_entropy(backend, device):
     assert_close(grad, wide.grad, GRADIENT)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("variant", ["paper", "mmdet"])
+def test_max_weight(variant, reduction, backend, device):
+    """A limit between the weights of full and of nearly empty regions, of an averaged density too."""
+    options = dict(backend=backend, device=device, variant=variant, reduction=reduction)
+    x, target = logits(300, 5), labels(300, 5)
+    for limit in (0.5, 3, 40.0):
+        check_ghmc(x, target, max_weight=limit, **options)
+        check_ghmr(x, torch.zeros(300, 5), max_weight=limit, **options)
+    state = torch.zeros(30 + (variant == "paper"))
+    for _ in range(2):
+        check_ghmc(x, target, max_weight=1.5, momentum=0.5, running_counts=state, **options)
+
+
+def test_max_weight_is_a_factor_of_cross_entropy(backend, device):
+    """1 of 101 elements weighs 101 / 2, but for a limit; with one below all weights, it is that times cross entropy."""
+    x = torch.tensor([-3.0] * 100 + [3.0])
+    each = F.softplus(x)
+    options = dict(bins=2, backend=backend, device=device)
+    for limit, weights in ((None, (101 / 200, 101 / 2)), (7.0, (101 / 200, 7.0)), (0.25, (0.25, 0.25))):
+        value, _ = evaluate(ghm_triton.ghmc_loss, x, torch.zeros(101), max_weight=limit, reduction="none", **options)
+        assert_close(value, torch.cat([weights[0] * each[:100], weights[1] * each[100:]]), 1e-6)
+
+
 @pytest.mark.parametrize("x", [-11.5, -20.0, -60.0, 11.5, 60.0, -0.0], ids=str)
 def test_constant_input(x, backend, device):
     """Rounding errors of equal terms add up, where those of others cancel: sums must be better than naive ones."""

@@ -64,6 +64,8 @@ def use_losses(
     mu: float = 0.02,
     class_loss_weight: float = 1.0,
     box_loss_weight: float = 1.0,
+    max_weight: float | None = None,
+    box_max_weight: float | None = None,
     variant: str = "paper",
     sync: bool = False,
 ) -> RetinaNet | FCOS:
@@ -73,7 +75,7 @@ def use_losses(
         model: a RetinaNet or FCOS of torchvision. An FCOS keeps its own box losses.
         loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "focal" (the model's own) or "ce".
         box_loss: "ghmr", "asl1", "smooth_l1" or "model" (the model's own). None: "ghmr" for "ghm", else "model".
-        bins, box_bins, momentum, mu, variant, sync: as for :func:`ghm_triton.detection.harmonize`.
+        bins, box_bins, momentum, mu, max_weight, box_max_weight, variant, sync: as for :func:`ghm_triton.detection.harmonize`.
         class_loss_weight, box_loss_weight: factors of the two losses; those of the model itself have none.
 
     Raises:
@@ -97,14 +99,16 @@ def use_losses(
         if own and weight != 1:
             raise ValueError(f"{name}: expected 1 for the model's own loss, got {weight!r}")
     common = {"variant": variant, "sync": sync}
+    ghmc = {"bins": bins, "momentum": momentum, "max_weight": max_weight}
+    ghmr = {"bins": box_bins, "momentum": momentum, "max_weight": box_max_weight}
     classification = {
         "focal": lambda: None,
         "ce": lambda: CrossEntropyLoss(class_loss_weight),
-    }.get(loss, lambda: GHMCLoss(bins=bins, momentum=momentum, loss_weight=class_loss_weight, **common))
+    }.get(loss, lambda: GHMCLoss(loss_weight=class_loss_weight, **ghmc, **common))
     boxes = {
         "model": lambda: None,
         "smooth_l1": lambda: SmoothL1Loss(loss_weight=box_loss_weight),
         "asl1": lambda: GHMRLoss(mu=mu, bins=1, momentum=0.0, loss_weight=box_loss_weight, **common),
-        "ghmr": lambda: GHMRLoss(mu=mu, bins=box_bins, momentum=momentum, loss_weight=box_loss_weight, **common),
+        "ghmr": lambda: GHMRLoss(mu=mu, loss_weight=box_loss_weight, **ghmr, **common),
     }[box_loss]
     return set_losses(model, classification(), boxes())

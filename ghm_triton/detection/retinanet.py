@@ -22,6 +22,8 @@ def harmonize(
     mu: float = 0.02,
     class_loss_weight: float = 1.0,
     box_loss_weight: float = 1.0,
+    max_weight: float | None = None,
+    box_max_weight: float | None = None,
     variant: str = "paper",
     backend: str | None = None,
     sync: bool = False,
@@ -44,6 +46,7 @@ def harmonize(
         momentum: of the moving averages of both densities.
         mu: of ASL1, in units of the encoded box deltas.
         class_loss_weight, box_loss_weight: factors of the two losses.
+        max_weight, box_max_weight: the most that an element's harmonizing weight may be, in GHM-C and GHM-R.
         variant, backend: as for :func:`ghm_triton.ghmc_loss`.
         sync: take the densities over all processes of torch.distributed. The losses are scaled so that the mean of the
             processes' gradients, which DistributedDataParallel takes, is that of one process with the whole batch.
@@ -59,10 +62,10 @@ def harmonize(
     common = {"momentum": momentum, "variant": variant, "backend": backend, "sync": sync}
     return set_losses(
         model,
-        None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, **common),
+        None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, max_weight=max_weight, **common),
         None
         if box_bins is None or isinstance(model, FCOS)
-        else GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, **common),
+        else GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, max_weight=box_max_weight, **common),
     )
 
 

@@ -148,7 +148,8 @@ def load_data(options: argparse.Namespace) -> tuple[CocoBoxes, CocoBoxes]:
 
 def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
     """What a checkpoint says of its model, and what must be the same to go on from it."""
-    names = ("bins", "box_bins", "momentum", "mu", "variant", "class_loss_weight", "box_loss_weight")
+    factors = ("class_loss_weight", "box_loss_weight", "max_weight", "box_max_weight")
+    names = ("bins", "box_bins", "momentum", "mu", "variant", *factors)
     return {
         "model": options.model,
         "min_size": options.min_size,
@@ -219,6 +220,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--box-bins", type=int, default=10, help="M of GHM-R (10)")
     add("--momentum", type=float, default=0.75, help="of the densities (0.75)")
     add("--mu", type=float, default=0.02, help="of ASL1 (0.02)")
+    add("--max-weight", type=float, help="limit of the harmonizing weight in GHM-C (none)")
+    add("--box-max-weight", type=float, help="in GHM-R (none)")
     add("--variant", choices=["paper", "mmdet"], default="paper", help="(paper)")
     add("--class-loss-weight", type=float, default=1.0, help="(1)")
     add("--box-loss-weight", type=float, default=1.0, help="(1)")
