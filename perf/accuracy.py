@@ -54,6 +54,7 @@ def build(run: Run, backbone: dict) -> nn.Module:
     model.backbone.load_state_dict(backbone, strict=False)
     loss, box_loss = PAIRS[run.losses]
     options = {"bins": run.bins, "momentum": run.momentum, "variant": run.variant, "mu": run.mu}
+    options["max_weight"] = None if run.max_weight == math.inf else run.max_weight
     return use_losses(model, loss, box_loss, box_loss_weight=run.box_weight, **options)
 
 
