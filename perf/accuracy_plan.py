@@ -126,15 +126,18 @@ def describe(run: Run | pd.Series) -> str:
     return ", ".join([run.losses] + [names[name].format(value) for name, value in changed.items()])
 
 
-def markdown(rows: pd.DataFrame) -> str:
-    """The table of what is not the grid: mean and standard deviation over the seeds.
-
-    Rows with a rate or weight that was the best of a smaller grid, once, stay in the CSV only.
-    """
+def reported(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are not of the grid, without those whose rate or weight was the best of a smaller grid, once."""
     best = {pair: chosen(rows, *pair) for pair in set(zip(rows.losses, rows.classes, rows.steps))}
     rows = rows[rows.stage != "grid"]
-    now = [best[run[:3]] in (None, run[3:]) for run in zip(rows.losses, rows.classes, rows.steps, rows.rate, rows.box_weight)]
-    rows = rows[now]
+    settings = zip(rows.losses, rows.classes, rows.steps, rows.rate, rows.box_weight)
+    current = [best[run[:3]] in (None, run[3:]) for run in settings]
+    return rows[pd.Series(current, index=rows.index, dtype=bool)]
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The table of what is reported: mean and standard deviation over the seeds."""
+    rows = reported(rows)
     lines = [
         "| classes | losses | rate | box weight | seeds | AP | AP50 | AP75 | s/step |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -156,12 +159,13 @@ def _spread(values: pd.Series) -> str:
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
-    """AP over the steps, the mean over the seeds, of the runs that are not the grid; a panel a number of classes."""
+    """AP over the steps, the mean over the seeds, of the stage "main"; a panel a number of classes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = reported(rows)
     rows = rows[rows.stage == "main"]
     numbers = sorted(rows.classes.unique(), reverse=True)
     if not numbers:

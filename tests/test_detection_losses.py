@@ -183,12 +183,16 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     # From the four in the middle to the corner, by one neighbour at a time, for each of the losses; 16 in all.
     assert len(done) == len(set(done)) and 2 * 8 <= len(done) < 2 * 16
     assert set(accuracy_plan.runs_of(table.read())) == set(done)
+    assert accuracy_plan.reported(table.read()).empty and "focal" not in accuracy_plan.markdown(table.read())
     grid, done[:] = list(done), []
     do(["main", "ablation"])
     assert not set(grid) & set(done)
     assert {(run.rate, run.box_weight, run.steps) for run in done} == {(rate, weight, 4)}
     assert {run.seed for run in done} == {1, 2}
     assert [run.stage for run in done].count("main") == 4
+    old = dict(vars(done[0]) | {"rate": 1.0, "AP": 99.0})  # its rate would be of an earlier grid
+    table.append(old)
+    assert set(accuracy_plan.runs_of(accuracy_plan.reported(table.read()))) == set(done)
     # M 30 and momentum 0.75 are the paper's: a run of "main".
     assert [run.stage for run in done].count("ablation") == len(accuracy_plan.ABLATIONS["GHM-C + SL1"]) - 2
 
