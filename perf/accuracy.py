@@ -52,10 +52,8 @@ def build(run: Run, backbone: dict) -> nn.Module:
     torch.manual_seed(run.seed)
     model = small_retinanet(run.classes, size=STYLE.size)
     model.backbone.load_state_dict(backbone, strict=False)
-    loss, box_loss = PAIRS[run.losses]
     options = {"bins": run.bins, "momentum": run.momentum, "variant": run.variant, "mu": run.mu}
-    options["max_weight"] = None if run.max_weight == math.inf else run.max_weight
-    return use_losses(model, loss, box_loss, box_loss_weight=run.box_weight, **options)
+    return use_losses(model, **PAIRS[run.losses], box_loss_weight=run.box_weight, **options)
 
 
 def measure(run: Run, backbone: dict, *, scenes: int) -> dict:

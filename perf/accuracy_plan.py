@@ -6,25 +6,27 @@ from pathlib import Path
 
 import pandas as pd
 
-PAIRS = {  # as the paper's table has them: classification and box loss
-    "CE + SL1": ("ce", "smooth_l1"),
-    "focal + SL1": ("focal", "smooth_l1"),
-    "GHM-C + SL1": ("ghmc", "smooth_l1"),
-    "GHM-C + ASL1": ("ghmc", "asl1"),
-    "GHM-C + GHM-R": ("ghmc", "ghmr"),
+PAIRS = {  # the paper's, then with a limit of the weight that a nearly empty region has; as options of use_losses
+    "CE + SL1": {"loss": "ce", "box_loss": "smooth_l1"},
+    "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
+    "GHM-C + SL1": {"loss": "ghmc", "box_loss": "smooth_l1"},
+    "GHM-C + ASL1": {"loss": "ghmc", "box_loss": "asl1"},
+    "GHM-C + GHM-R": {"loss": "ghmc", "box_loss": "ghmr"},
+    "GHM-C max 10 + SL1": {"loss": "ghmc", "box_loss": "smooth_l1", "max_weight": 10.0},
+    "GHM-C max 10 + ASL1": {"loss": "ghmc", "box_loss": "asl1", "max_weight": 10.0},
+    "GHM-C max 10 + GHM-R max 1": {"loss": "ghmc", "box_loss": "ghmr", "max_weight": 10.0, "box_max_weight": 1.0},
 }
 RATES = (6e-4, 1.5e-3, 4e-3, 1e-2)
 BOX_WEIGHTS = (0.8, 4.0, 20.0, 100.0)
 GRID_SEED = 0  # its runs are not reported
-GRID_PART = 2  # and take this part of the steps
+PART = 2  # they and the ablations take this part of the steps
 ABLATIONS = {  # what is changed of the paper's settings
     "GHM-C + SL1": [
-        {"max_weight": 10.0},
         *({"bins": bins} for bins in (5, 10, 20, 30, 40)),
         *({"momentum": momentum} for momentum in (0.0, 0.5, 0.75, 0.9, 0.99)),
         {"variant": "mmdet"},
     ],
-    "GHM-C + GHM-R": [{"mu": mu, "momentum": momentum} for mu in (0.02, 0.1) for momentum in (0.0, 0.75)],
+    "GHM-C + GHM-R": [{"mu": mu} for mu in (0.02, 0.1)],
 }
 STAGES = ("grid", "main", "ablation")
 
@@ -44,7 +46,6 @@ class Run:
     momentum: float = 0.75
     variant: str = "paper"
     mu: float = 0.02
-    max_weight: float = math.inf  # of GHM-C
 
 
 KEY = [field.name for field in dataclasses.fields(Run)]
@@ -61,7 +62,7 @@ def grid(rows: pd.DataFrame, losses: str, classes: int, steps: int) -> list[Run]
 
     The four in the middle; when these are there, the neighbours of the best as well, until it has none that is missing.
     """
-    part = math.ceil(steps / GRID_PART)
+    part = math.ceil(steps / PART)
     scores = dict(zip(runs_of(rows), rows["AP"].astype(float)))
     cells = {
         (row, column): Run("grid", losses, classes, part, rate, weight, GRID_SEED)
@@ -88,9 +89,9 @@ def chosen(rows: pd.DataFrame, losses: str, classes: int, steps: int) -> tuple[f
 
 
 def ablation(run: Run) -> list[Run]:
-    """`run` of the stage "main" with each of the changes to its losses."""
-    changed = [dataclasses.replace(run, **change) for change in ABLATIONS.get(run.losses, [])]
-    return [other if other == run else dataclasses.replace(other, stage="ablation") for other in changed]
+    """`run` of the stage "main" with each of the changes to its losses, over the steps that its grid has."""
+    short = dataclasses.replace(run, stage="ablation", steps=math.ceil(run.steps / PART))
+    return [dataclasses.replace(short, **change) for change in ABLATIONS.get(run.losses, [])]
 
 
 def plan(
@@ -120,7 +121,7 @@ def plan(
 
 def describe(run: Run | pd.Series) -> str:
     """The losses, and what differs from the paper's settings."""
-    names = {"bins": "M {:g}", "momentum": "momentum {:g}", "mu": "mu {:g}", "max_weight": "max_weight {:g}", "variant": "{}"}
+    names = {"bins": "M {:g}", "momentum": "momentum {:g}", "mu": "mu {:g}", "variant": "{}"}
     usual = {field.name: field.default for field in dataclasses.fields(Run)}
     changed = {name: getattr(run, name) for name in names if getattr(run, name) != usual[name]}
     return ", ".join([run.losses] + [names[name].format(value) for name, value in changed.items()])
@@ -128,9 +129,10 @@ def describe(run: Run | pd.Series) -> str:
 
 def reported(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that are not of the grid, without those whose rate or weight was the best of a smaller grid, once."""
-    best = {pair: chosen(rows, *pair) for pair in set(zip(rows.losses, rows.classes, rows.steps))}
+    rows = rows.assign(full=rows.steps.where(rows.stage == "main", rows.steps * PART))  # steps
+    best = {pair: chosen(rows, *pair) for pair in set(zip(rows.losses, rows.classes, rows.full))}
     rows = rows[rows.stage != "grid"]
-    settings = zip(rows.losses, rows.classes, rows.steps, rows.rate, rows.box_weight)
+    settings = zip(rows.losses, rows.classes, rows.full, rows.rate, rows.box_weight)
     current = [best[run[:3]] in (None, run[3:]) for run in settings]
     return rows[pd.Series(current, index=rows.index, dtype=bool)]
 
@@ -139,18 +141,17 @@ def markdown(rows: pd.DataFrame) -> str:
     """The table of what is reported: mean and standard deviation over the seeds."""
     rows = reported(rows)
     lines = [
-        "| classes | losses | rate | box weight | seeds | AP | AP50 | AP75 | s/step |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| classes | losses | steps | rate | box weight | seeds | AP | AP50 | AP75 | s/step |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    group = ["stage", "classes", "losses", "rate", "box_weight", "steps", "bins", "momentum", "variant", "mu", "max_weight"]
     rows = rows.assign(order=rows.losses.map(list(PAIRS).index), first=rows.stage.eq("main"))
     rows = rows.sort_values(["first", "classes", "order", "variant"], ascending=[False, False, True, False])
-    for _, own in rows.groupby(group, sort=False):
+    for _, own in rows.groupby([name for name in KEY if name != "seed"], sort=False):
         one = own.iloc[0]
         scores = [_spread(own[name].astype(float)) for name in ("AP", "AP50", "AP75")]
         seconds = own["seconds_per_step"].astype(float).median()
-        cells = [one.classes, describe(one), f"{one.rate:g}", f"{one.box_weight:g}", len(own), *scores, f"{seconds:.2f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        cells = [one.classes, describe(one), one.steps, f"{one.rate:g}", f"{one.box_weight:g}", len(own)]
+        lines.append("| " + " | ".join(map(str, cells + scores + [f"{seconds:.2f}"])) + " |")
     return "\n".join(lines) + "\n"
 
 
