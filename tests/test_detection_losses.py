@@ -187,14 +187,14 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     grid, done[:] = list(done), []
     do(["main", "ablation"])
     assert not set(grid) & set(done)
-    assert {(run.rate, run.box_weight, run.steps) for run in done} == {(rate, weight, 4)}
-    assert {run.seed for run in done} == {1, 2}
+    assert {(run.rate, run.box_weight) for run in done} == {(rate, weight)}
+    assert {(run.stage, run.steps, run.seed) for run in done} == {("main", 4, 1), ("main", 4, 2), ("ablation", 2, 1)}
     assert [run.stage for run in done].count("main") == 4
-    old = dict(vars(done[0]) | {"rate": 1.0, "AP": 99.0})  # its rate would be of an earlier grid
-    table.append(old)
+    for stage, steps in (("main", 4), ("ablation", 2)):  # with a rate that would be of an earlier grid
+        table.append(vars(done[0]) | {"stage": stage, "steps": steps, "rate": 1.0, "AP": 99.0})
     assert set(accuracy_plan.runs_of(accuracy_plan.reported(table.read()))) == set(done)
-    # M 30 and momentum 0.75 are the paper's: a run of "main".
-    assert [run.stage for run in done].count("ablation") == len(accuracy_plan.ABLATIONS["GHM-C + SL1"]) - 2
+    # M 30 and momentum 0.75 are both the paper's setting: one run.
+    assert [run.stage for run in done].count("ablation") == len(accuracy_plan.ABLATIONS["GHM-C + SL1"]) - 1
 
     out, backbone = str(tmp_path / "b.csv"), str(tmp_path / "backbone.pt")
     options = ["--smoke", "--steps", "1", "--losses", "focal + SL1", "--classes", "1", "--seeds", "1", "--out", out]
