@@ -59,10 +59,14 @@ def check_mu(mu) -> None:
         raise ValueError(f"mu must be from 1e-15 to 1e15, got {mu}")
 
 
+def check_max_weight(max_weight, *, name: str = "max_weight") -> None:
+    if max_weight is not None:
+        check_number(name, max_weight, 0, "None, or positive and finite")
+
+
 def check_options(bins, momentum, variant, reduction, max_weight=None) -> None:
     check_bins(bins)
-    if max_weight is not None:
-        check_number("max_weight", max_weight, 0, "None, or positive and finite")
+    check_max_weight(max_weight)
     check_momentum(momentum)
     check_choice("variant", variant, VARIANTS)
     check_choice("reduction", reduction, REDUCTIONS)

@@ -51,7 +51,7 @@ def ghmc_loss(
             elements, average only those, and do not correct the start of the average.
         reduction: "mean" (divided by N), "sum" or "none".
         max_weight: The most that beta_i may be, positive; not in the paper, which has no limit (None): elements of a
-            nearly empty region weigh up to N / M times as much as in plain cross entropy.
+            nearly empty region weigh up to N / M times as much as in plain cross entropy, with momentum even more.
         backend: "triton", "eager" or None: Triton where the device has it. The environment variable
             GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
         process_group: Takes the density and N over all processes of this group, with one all-reduce of bins + 1

@@ -7,20 +7,22 @@ weight above 65504 fits 16-bit predictions, a module cast to half keeps its edge
 import torch
 from torch import Tensor
 
-from .checks import REDUCTIONS, Names, check_bins, check_choice, check_momentum, check_mu, check_number
+from .checks import REDUCTIONS, Names, check_bins, check_choice, check_max_weight, check_momentum, check_mu, check_number
 from .functional import compute
 from .modules import Fp32Buffers
 from .regions import region_edges
 
 
 class _DropIn(Fp32Buffers):
-    def __init__(self, bins, momentum, loss_weight, reduction):
+    def __init__(self, bins, momentum, loss_weight, reduction, max_weight):
         super().__init__()
         check_bins(bins)
         check_momentum(momentum)
         check_number("loss_weight", loss_weight, float("-inf"), "finite")
         check_choice("reduction", reduction, REDUCTIONS)
+        check_max_weight(max_weight)
         self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
+        self.max_weight = max_weight
         self.register_buffer("edges", region_edges(bins))  # of the checkpoint format; the last one is open
         if momentum > 0:
             self.register_buffer("acc_sum", torch.zeros(bins, dtype=torch.float32))
@@ -38,6 +40,7 @@ class _DropIn(Fp32Buffers):
             running_counts=self.acc_sum if self.momentum > 0 else None,
             variant="mmdet",
             reduction=reduction_override or self.reduction,
+            max_weight=self.max_weight,
             backend=None,
             loss_weight=self.loss_weight,
             names=Names("pred", "target", "label_weight", "acc_sum"),
@@ -53,6 +56,7 @@ class GHMC(_DropIn):
         use_sigmoid: Only True is implemented.
         loss_weight: Factor of the loss.
         reduction: "mean", "sum" or "none".
+        max_weight: As for :func:`ghm_triton.ghmc_loss`; mmdetection has none.
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.
@@ -71,8 +75,9 @@ class GHMC(_DropIn):
         use_sigmoid: bool = True,
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        max_weight: float | None = None,
     ):
-        super().__init__(bins, momentum, loss_weight, reduction)
+        super().__init__(bins, momentum, loss_weight, reduction, max_weight)
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
         self.use_sigmoid = use_sigmoid
@@ -98,7 +103,7 @@ class GHMR(_DropIn):
 
     Args:
         mu: Where ASL1 turns from quadratic to linear; positive.
-        bins, momentum, loss_weight, reduction: As for :class:`GHMC`.
+        bins, momentum, loss_weight, reduction, max_weight: As for :class:`GHMC`.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -116,9 +121,10 @@ class GHMR(_DropIn):
         momentum: float = 0,
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        max_weight: float | None = None,
     ):
         check_mu(mu)
-        super().__init__(bins, momentum, loss_weight, reduction)
+        super().__init__(bins, momentum, loss_weight, reduction, max_weight)
         self.mu = mu
         self.edges[-1] = 1e3
 

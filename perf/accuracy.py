@@ -22,6 +22,7 @@ from ghm_triton.detection.demo import BATCH, train
 from ghm_triton.detection.digits import STYLES, DigitScenes
 from ghm_triton.detection.evaluation import METRICS, average_precision, detect
 from ghm_triton.detection.losses import use_losses
+from ghm_triton.detection.options import real, whole
 from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.small import SmallBackbone, small_retinanet
 
@@ -113,7 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if backbone is None:
             backbone = start_weights(options.backbone, steps=5 if options.smoke else 1500)
         print(f"{left} runs left: {run}", flush=True)
-        values = measure(run, backbone, scenes=16 if options.smoke else options.scenes)
+        try:
+            values = measure(run, backbone, scenes=16 if options.smoke else options.scenes)
+        except FloatingPointError as error:  # it would fail again when continued
+            print(error)
+            values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan, "scenes": options.scenes}
         about = {name: value for name, value in origin().items() if name in COLUMNS}
         about |= {"threads": torch.get_num_threads(), "measured_at": now()}
         table.append(dataclasses.asdict(run) | values | about)
@@ -134,19 +139,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="(all)")
     parser.add_argument("--classes", nargs="+", type=int, choices=[1, 10], default=[10, 1], help="(10, then 1)")
     parser.add_argument("--losses", nargs="+", choices=list(PAIRS), default=list(PAIRS), help="(all)")
-    parser.add_argument("--seeds", type=int, default=5, help="of each pair of losses (5)")
-    parser.add_argument("--ablation-seeds", type=int, default=2, help="of each setting (2)")
-    parser.add_argument("--steps", type=int, help=f"of {BATCH} images each (800)")
-    parser.add_argument("--scenes", type=int, default=300, help="held out, to evaluate on (300)")
-    parser.add_argument("--threads", type=int, help="of PyTorch (as PyTorch chooses)")
-    parser.add_argument("--max-minutes", type=float, default=math.inf, help="start no run that would end later")
+    parser.add_argument("--seeds", type=whole(1), default=5, help="of each pair of losses (5)")
+    parser.add_argument("--ablation-seeds", type=whole(1), default=2, help="of each setting (2)")
+    parser.add_argument("--steps", type=whole(1), help=f"of {BATCH} images each (800)")
+    parser.add_argument("--scenes", type=whole(1), default=300, help="held out, to evaluate on (300)")
+    parser.add_argument("--threads", type=whole(1), help="of PyTorch (as PyTorch chooses)")
+    parser.add_argument("--max-minutes", type=real(0), default=math.inf, help="start no run that would end later")
     parser.add_argument("--smoke", action="store_true", help="4 steps a run, to see that everything runs")
     parser.add_argument("--out", type=Path, help="CSV to go on with (perf/results/accuracy-cpu.csv)")
     parser.add_argument("--backbone", type=Path, help="of the pre-trained weights (beside the CSV: OUT-backbone.pt)")
     options = parser.parse_args(arguments)
     smoke = "-smoke" if options.smoke else ""
     options.out = options.out or Path(f"perf/results/accuracy-cpu{smoke}.csv")
-    options.backbone = options.backbone or options.out.with_name(f"{options.out.stem}-backbone.pt")
+    options.backbone = options.backbone or options.out.with_name(f"{options.out.stem}-backbone{smoke}.pt")
     options.steps = options.steps or (4 if options.smoke else 800)
     return options
 

@@ -49,6 +49,7 @@ class Run:
 
 
 KEY = [field.name for field in dataclasses.fields(Run)]
+SETTING = [name for name in KEY if name != "seed"]
 
 
 def runs_of(rows: pd.DataFrame) -> list[Run]:
@@ -128,7 +129,7 @@ def describe(run: Run | pd.Series) -> str:
 
 
 def reported(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are not of the grid, without those whose rate or weight was the best of a smaller grid, once."""
+    """The rows that are not of the grid, without those whose rate or weight is not what a complete grid chooses."""
     rows = rows.assign(full=rows.steps.where(rows.stage == "main", rows.steps * PART))  # steps
     best = {pair: chosen(rows, *pair) for pair in set(zip(rows.losses, rows.classes, rows.full))}
     rows = rows[rows.stage != "grid"]
@@ -146,7 +147,7 @@ def markdown(rows: pd.DataFrame) -> str:
     ]
     rows = rows.assign(order=rows.losses.map(list(PAIRS).index), first=rows.stage.eq("main"))
     rows = rows.sort_values(["first", "classes", "order", "variant"], ascending=[False, False, True, False])
-    for _, own in rows.groupby([name for name in KEY if name != "seed"], sort=False):
+    for _, own in rows.groupby(SETTING, sort=False):
         one = own.iloc[0]
         scores = [_spread(own[name].astype(float)) for name in ("AP", "AP50", "AP75")]
         seconds = own["seconds_per_step"].astype(float).median()
@@ -167,16 +168,16 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot
 
     rows = reported(rows)
-    rows = rows[rows.stage == "main"]
+    rows = rows[rows.stage == "main"].sort_values("losses", key=lambda names: names.map(list(PAIRS).index), kind="stable")
     numbers = sorted(rows.classes.unique(), reverse=True)
     if not numbers:
         return
     figure, panels = pyplot.subplots(1, len(numbers), figsize=(6 * len(numbers), 4.5), squeeze=False, layout="constrained")
     for count, axes in zip(numbers, panels[0]):
-        for name, own in rows[rows.classes == count].groupby("losses", sort=False):
+        for _, own in rows[rows.classes == count].groupby(SETTING, sort=False):
             points = [dict(pair.split(":") for pair in curve.split()) for curve in own.curve]
             mean = pd.DataFrame(points).astype(float).rename(columns=int).mean().sort_index()
-            axes.plot(mean.index, mean.values, marker="o", label=f"{name} ({len(own)} seeds)")
+            axes.plot(mean.index, mean.values, marker="o", label=f"{describe(own.iloc[0])} ({len(own)} seeds)")
         axes.set(xlabel="steps", ylabel="AP", title=f"{count} classes" if count > 1 else "one class")
         axes.grid(True, alpha=0.3)
         axes.legend()

@@ -99,6 +99,8 @@ def test_ghmr_loss(wrong, error, message):
         (lambda: ghm_triton.GHMCLoss(backend="x"), ValueError, "backend"),
         (lambda: ghm_triton.GHMCLoss(loss_weight="x"), TypeError, "loss_weight"),
         (lambda: ghm_triton.GHMCLoss(max_weight=-1), ValueError, "max_weight"),
+        (lambda: ghm_triton.GHMC(max_weight=0), ValueError, "max_weight"),
+        (lambda: ghm_triton.GHMR(max_weight="2"), TypeError, "max_weight"),
         (lambda: ghm_triton.GHMRLoss(mu=0), ValueError, "mu"),
         (lambda: ghm_triton.GHMC(use_sigmoid=False), NotImplementedError, "use_sigmoid must be True"),
         (lambda: ghm_triton.GHMC(bins=2.5), TypeError, "bins"),

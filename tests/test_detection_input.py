@@ -43,6 +43,27 @@ def test_missing_data_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "option, value, expected",
+    [
+        ("--batch-size", "0", "a whole number from 1, got '0'"),
+        ("--epochs", "two", "a whole number from 1, got 'two'"),
+        ("--warmup", "-1", "a whole number from 0, got '-1'"),
+        ("--lr", "0", "a finite number above 0, got '0'"),
+        ("--clip", "nan", "a finite number above 0, got 'nan'"),
+        ("--flip", "1.5", "a finite number from 0 up to 1, got '1.5'"),
+        ("--box-max-weight", "inf", "a finite number above 0, got 'inf'"),
+        ("--device", "gpu", "auto, cpu, cuda or cuda:N"),
+        ("--device", "cuda:64", "auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_named_before_anything_is_done(tmp_path, capsys, option, value, expected):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--data", str(tmp_path), "--output", str(tmp_path / "run"), option, value])
+    assert stop.value.code == 2 and f"argument {option}: expected {expected}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "edit, message",
     [
         (lambda content: content.pop("images"), "expected a list 'images', got NoneType"),

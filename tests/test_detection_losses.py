@@ -122,6 +122,19 @@ def test_names_choose_the_losses():
             use_losses(small_retinanet(4), *names)
     with pytest.raises(ValueError, match="box_loss_weight: expected 1 for the model's own loss, got 2.0"):
         use_losses(small_retinanet(4), "focal", box_loss_weight=2.0)
+    for names, limit in (
+        (["focal"], "max_weight"),
+        (["ce", "smooth_l1"], "max_weight"),
+        (["ghmc"], "box_max_weight"),
+        (["ghm", "asl1"], "box_max_weight"),
+    ):
+        with pytest.raises(ValueError, match=f"^{limit}: expected None for a loss that is not harmonized, got 3.0"):
+            use_losses(small_retinanet(4), *names, **{limit: 3.0})
+    for limit in ("max_weight", "box_max_weight"):
+        with pytest.raises(ValueError, match=f"^{limit} must be None, or positive and finite, got 0"):
+            harmonize(small_retinanet(4), **{limit: 0})
+    with pytest.raises(ValueError, match="^max_weight: expected None"):
+        harmonize(small_retinanet(4), bins=None, max_weight=3.0)
     with pytest.raises(ValueError, match="model: expected one of .*retinanet_resnet50_fpn_v2.* got 'yolo'"):
         build_model("yolo", 3)
 
@@ -204,6 +217,19 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     assert done.count("\nmain,") == 1 and done.count("\n") == 1 + 7 + 1  # an AP of 0 everywhere: seven cells of the grid
     assert accuracy.main(options + ["--backbone", backbone]) == 0
     assert (tmp_path / "b.csv").read_text() == done and (tmp_path / "b.png").exists()
+
+
+def test_comparison_goes_on_after_a_run_that_diverges(tmp_path, capsys, monkeypatch):
+    from perf import accuracy
+
+    def diverge(run, backbone, **options):
+        raise FloatingPointError("the gradient is not finite")
+
+    monkeypatch.setattr(accuracy, "measure", diverge)
+    options = ["--smoke", "--losses", "GHM-C + SL1", "--classes", "1", "--seeds", "1", "--out", str(tmp_path / "a.csv")]
+    assert accuracy.main(options + ["--ablation-seeds", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "the gradient is not finite" in output and "GHM-C + SL1 | 4 | 0.0015 | 4 | 1 | 0.0 |" in output
 
 
 def test_importing_the_plugin_registers(monkeypatch):

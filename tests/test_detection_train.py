@@ -148,7 +148,7 @@ from ghm_triton.detection.engine import Trainer
 torch.manual_seed(0)
 sys.path.insert(0, {tests!r})
 from test_detection_train import gradients, scenes
-with join_processes("cpu") as processes:
+with join_processes(torch.device("cpu")) as processes:
     images, targets = scenes()
     part = slice(0, 2) if processes.rank == 0 else slice(2, 4)
     found = gradients(images[part], targets[part], processes)

@@ -19,6 +19,8 @@ import torch
 from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import Dataset
 
+from .options import real, whole
+
 SPLITS = ("train", "val")
 _TRAIN_DIGITS = 1200  # of 1,797
 _TRAIN_COLUMNS = 420  # of the 640 columns of a photograph
@@ -254,14 +256,14 @@ def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write scenes of handwritten digits in COCO's format.")
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
-    parser.add_argument("--train", type=int, default=2000, metavar="N", help="scenes for training (2000)")
-    parser.add_argument("--val", type=int, default=500, metavar="N", help="scenes for validation (500)")
-    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--train", type=whole(1), default=2000, metavar="N", help="scenes for training (2000)")
+    parser.add_argument("--val", type=whole(1), default=500, metavar="N", help="scenes for validation (500)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="(0)")
     parser.add_argument("--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter (easy)")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of a picture (96)")
-    parser.add_argument("--digits", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="in a picture")
-    parser.add_argument("--clutter", type=int, nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits")
-    parser.add_argument("--contrast", type=float, nargs=2, metavar=("LEAST", "GREATEST"), help="0 to 1")
+    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of a picture (96)")
+    parser.add_argument("--digits", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="in a picture")
+    parser.add_argument("--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits")
+    parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="0 to 1")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}

@@ -8,13 +8,13 @@ import json
 import pathlib
 import sys
 
-import torch
 from tqdm import tqdm
 
 from .builder import build_from
 from .checkpoint import load_checkpoint
 from .coco import CocoBoxes, locate_split
 from .evaluation import average_precision, detect
+from .options import device
 
 _CHUNK = 64  # images between two steps of the progress bar
 
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val-json", metavar="FILE", help="annotations, instead of those in --data")
     parser.add_argument("--val-images", metavar="DIR", help="their images")
     parser.add_argument("--output", metavar="DIR", help="folder for metrics.json and detections.json")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     options = parser.parse_args(arguments)
     try:
         metrics, found = evaluate(options.checkpoint, *locate_split(options, "val"), device=options.device)

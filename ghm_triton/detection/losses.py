@@ -7,7 +7,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 
 from ghm_triton import GHMCLoss, GHMRLoss
 
-from .retinanet import set_losses
+from .retinanet import check_limits, set_losses
 
 LOSSES = ("ghm", "ghmc", "focal", "ce")
 BOX_LOSSES = ("model", "smooth_l1", "asl1", "ghmr")
@@ -79,7 +79,8 @@ def use_losses(
         class_loss_weight, box_loss_weight: factors of the two losses; those of the model itself have none.
 
     Raises:
-        ValueError: a name is unknown, or a factor is given for a loss of the model itself.
+        ValueError: a name is unknown, a factor is given for a loss of the model itself, or a limit for one that is not
+            harmonized.
 
     Example:
         >>> model = use_losses(small_retinanet(10), "focal", "smooth_l1", box_loss_weight=2.0)
@@ -98,6 +99,7 @@ def use_losses(
     ):
         if own and weight != 1:
             raise ValueError(f"{name}: expected 1 for the model's own loss, got {weight!r}")
+    check_limits(max_weight, loss in ("ghm", "ghmc"), box_max_weight, box_loss == "ghmr")
     common = {"variant": variant, "sync": sync}
     ghmc = {"bins": bins, "momentum": momentum, "max_weight": max_weight}
     ghmr = {"bins": box_bins, "momentum": momentum, "max_weight": box_max_weight}

@@ -16,6 +16,7 @@ from torchvision.utils import draw_bounding_boxes
 from .builder import build_from
 from .checkpoint import load_checkpoint
 from .coco import read_image
+from .options import device, real
 
 
 def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshold: float) -> tuple[list[dict], Tensor]:
@@ -51,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--output", metavar="DIR", default="predictions", help="for NAME.json and NAME.png (predictions)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score (0.5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="least score (0.5)")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.output)
     failed = 0

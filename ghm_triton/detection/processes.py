@@ -37,25 +37,16 @@ class Processes:
 
 
 @contextlib.contextmanager
-def join_processes(device: str = "auto") -> Iterator[Processes]:
-    """Join the others where `torchrun` started this process: nccl on GPUs, gloo on the CPU.
-
-    Raises:
-        ValueError: `device` is not one of PyTorch's.
-    """
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        place = torch.device(kind)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}") from error
+def join_processes(device: torch.device) -> Iterator[Processes]:
+    """Join the others where `torchrun` started this process: nccl on GPUs, gloo on the CPU."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield Processes(place)
+        yield Processes(device)
         return
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(place)
-    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(place, distributed.get_rank(), distributed.get_world_size())
+        yield Processes(device, distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
