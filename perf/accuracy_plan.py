@@ -150,7 +150,7 @@ def markdown(rows: pd.DataFrame) -> str:
     for _, own in rows.groupby(SETTING, sort=False):
         one = own.iloc[0]
         scores = [_spread(own[name].astype(float)) for name in ("AP", "AP50", "AP75")]
-        seconds = own["seconds_per_step"].astype(float).median()
+        seconds = pd.to_numeric(own["seconds_per_step"]).median()  # empty where a run diverged
         cells = [one.classes, describe(one), one.steps, f"{one.rate:g}", f"{one.box_weight:g}", len(own)]
         lines.append("| " + " | ".join(map(str, cells + scores + [f"{seconds:.2f}"])) + " |")
     return "\n".join(lines) + "\n"

@@ -256,8 +256,8 @@ def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write scenes of handwritten digits in COCO's format.")
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
-    parser.add_argument("--train", type=whole(1), default=2000, metavar="N", help="scenes for training (2000)")
-    parser.add_argument("--val", type=whole(1), default=500, metavar="N", help="scenes for validation (500)")
+    parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="scenes for training (2000)")
+    parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="scenes for validation (500)")
     parser.add_argument("--seed", type=whole(0), default=0, help="(0)")
     parser.add_argument("--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter (easy)")
     parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of a picture (96)")
