@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     started = time.monotonic()
     backbone, longest = None, 0.0
+    scenes = 16 if options.smoke else options.scenes
     table = Table(options.out, COLUMNS, KEY)
     while True:
         rows = table.read()  # anew: another session may have appended
@@ -115,10 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             backbone = start_weights(options.backbone, steps=5 if options.smoke else 1500)
         print(f"{left} runs left: {run}", flush=True)
         try:
-            values = measure(run, backbone, scenes=16 if options.smoke else options.scenes)
+            values = measure(run, backbone, scenes=scenes)
         except FloatingPointError as error:  # it would fail again when continued
             print(error)
-            values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan, "scenes": options.scenes}
+            values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan, "scenes": scenes}
         about = {name: value for name, value in origin().items() if name in COLUMNS}
         about |= {"threads": torch.get_num_threads(), "measured_at": now()}
         table.append(dataclasses.asdict(run) | values | about)

@@ -129,8 +129,12 @@ def describe(run: Run | pd.Series) -> str:
 
 
 def reported(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are not of the grid, without those whose rate or weight is not what a complete grid chooses."""
-    rows = rows.assign(full=rows.steps.where(rows.stage == "main", rows.steps * PART))  # steps
+    """The rows that are not of the grid, without those whose rate or weight is not what a complete grid chooses.
+
+    Their column "order" is the place of their losses in PAIRS.
+    """
+    full = rows.steps.where(rows.stage == "main", rows.steps * PART)  # steps of the run that the grid is for
+    rows = rows.assign(order=rows.losses.map(list(PAIRS).index), full=full)
     best = {pair: chosen(rows, *pair) for pair in set(zip(rows.losses, rows.classes, rows.full))}
     rows = rows[rows.stage != "grid"]
     settings = zip(rows.losses, rows.classes, rows.full, rows.rate, rows.box_weight)
@@ -145,7 +149,7 @@ def markdown(rows: pd.DataFrame) -> str:
         "| classes | losses | steps | rate | box weight | seeds | AP | AP50 | AP75 | s/step |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = rows.assign(order=rows.losses.map(list(PAIRS).index), first=rows.stage.eq("main"))
+    rows = rows.assign(first=rows.stage.eq("main"))
     rows = rows.sort_values(["first", "classes", "order", "variant"], ascending=[False, False, True, False])
     for _, own in rows.groupby(SETTING, sort=False):
         one = own.iloc[0]
@@ -168,7 +172,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot
 
     rows = reported(rows)
-    rows = rows[rows.stage == "main"].sort_values("losses", key=lambda names: names.map(list(PAIRS).index), kind="stable")
+    rows = rows[rows.stage == "main"].sort_values("order", kind="stable")
     numbers = sorted(rows.classes.unique(), reverse=True)
     if not numbers:
         return

@@ -15,6 +15,7 @@ from torch import nn
 from .digits import DigitScenes
 from .engine import Trainer
 from .evaluation import average_precision, detect
+from .options import whole
 from .retinanet import harmonize
 from .small import small_retinanet
 
@@ -89,9 +90,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small RetinaNet on handwritten digits and print its COCO AP.")
     parser.add_argument("--loss", choices=["ghm", "focal"], default="ghm", help="focal: as torchvision has it (ghm)")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=1, help="1: every digit is one class (1)")
-    parser.add_argument("--steps", type=int, help="of 8 images each (800)")
-    parser.add_argument("--seed", type=int, default=0, help="(0)")
-    parser.add_argument("--threads", type=int, help="of the processor (PyTorch's choice)")
+    parser.add_argument("--steps", type=whole(1), help="of 8 images each (800)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="(0)")
+    parser.add_argument("--threads", type=whole(1), help="of the processor (PyTorch's choice)")
     parser.add_argument("--smoke", action="store_true", help="20 steps, to see that everything runs")
     options = parser.parse_args(arguments)
     if options.steps is None:

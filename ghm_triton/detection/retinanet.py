@@ -61,14 +61,15 @@ def harmonize(
         >>> model = harmonize(torchvision.models.detection.retinanet_resnet50_fpn(num_classes=91))
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
-    check_limits(max_weight, bins is not None, box_max_weight, box_bins is not None and not isinstance(model, FCOS))
+    harmonize_boxes = box_bins is not None and not isinstance(model, FCOS)
+    check_limits(max_weight, bins is not None, box_max_weight, harmonize_boxes)
     common = {"momentum": momentum, "variant": variant, "backend": backend, "sync": sync}
     return set_losses(
         model,
         None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, max_weight=max_weight, **common),
-        None
-        if box_bins is None or isinstance(model, FCOS)
-        else GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, max_weight=box_max_weight, **common),
+        GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, max_weight=box_max_weight, **common)
+        if harmonize_boxes
+        else None,
     )
 
 
