@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401  (registers torch.ops.ghm_triton)
+from . import ops
 from .checks import Population
 
 
@@ -161,7 +161,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("the GHM losses can be differentiated once: their gradient was used in another backward pass")
+        raise RuntimeError(
+            "the GHM losses can be differentiated once: their gradient was used in another backward pass"
+        )
 
 
 def _register(name: str) -> None:

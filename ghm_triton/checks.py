@@ -160,7 +160,9 @@ def _check_device(name: str, tensor: Tensor, of: str, device: torch.device) -> N
 
 def _check_number_type(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in NUMBERS:
-        raise TypeError(f"{name} must be bool, uint8, a signed integer or a float of 16 bits or more, got {tensor.dtype}")
+        raise TypeError(
+            f"{name} must be bool, uint8, a signed integer or a float of 16 bits or more, got {tensor.dtype}"
+        )
 
 
 def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool, of: str) -> None:

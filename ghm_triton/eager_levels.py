@@ -117,7 +117,9 @@ class _ElementLevel(_Level):
             if self.losses is not None:
                 self.losses[rows] = loss
             else:
-                self.sums += torch.bincount(slots.reshape(-1), weights=loss.reshape(-1).double(), minlength=self.bins + 3)
+                self.sums += torch.bincount(
+                    slots.reshape(-1), weights=loss.reshape(-1).double(), minlength=self.bins + 3
+                )
         return counts
 
     def finish(self, coefficients):

@@ -7,7 +7,16 @@ weight above 65504 fits 16-bit predictions, a module cast to half keeps its edge
 import torch
 from torch import Tensor
 
-from .checks import REDUCTIONS, Names, check_bins, check_choice, check_max_weight, check_momentum, check_mu, check_number
+from .checks import (
+    REDUCTIONS,
+    Names,
+    check_bins,
+    check_choice,
+    check_max_weight,
+    check_momentum,
+    check_mu,
+    check_number,
+)
 from .functional import compute
 from .modules import Fp32Buffers
 from .regions import region_edges
@@ -157,6 +166,8 @@ def register_mmdet() -> None:
     try:
         from mmdet.registry import MODELS
     except ImportError as error:
-        raise ImportError("register_mmdet needs mmdetection 3.x (the package mmdet), which cannot be imported") from error
+        raise ImportError(
+            "register_mmdet needs mmdetection 3.x (the package mmdet), which cannot be imported"
+        ) from error
     for loss in (GHMC, GHMR):
         MODELS.register_module(name=loss.__name__, module=loss, force=True)

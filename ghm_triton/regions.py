@@ -10,7 +10,7 @@ def region_edges(bins: int, device: torch.device | str | None = None) -> torch.T
     return torch.arange(bins + 1, dtype=torch.float32, device=device) / bins
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def floor_misses_edges(bins: int) -> bool:
     """Whether floor(fp32(g * bins)) differs from the last i with g >= fp32(i / bins) for some fp32 g in [0, 1].
 

@@ -29,7 +29,7 @@ FLUSH = 16  # tiles added in plain fp32 before the compensated sum takes them
 FOLD_TILE = 2048  # rows * slots that one program adds at once
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _easy_below(bins: int) -> float:
     """A logit, at most 0, below which sigmoid lies in region 0 whatever its rounding."""
     if bins < 3:
@@ -38,7 +38,7 @@ def _easy_below(bins: int) -> float:
     return logit - 1e-5 * max(1.0, -logit)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _resident_programs(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS_PER_SM
@@ -138,15 +138,11 @@ def _fold(counts, sums, limit) -> tuple[torch.Tensor, torch.Tensor]:
     """`limit` rows of them, int64 and fp32."""
     slots = counts.shape[1]
     folded_counts, folded_sums = counts.new_empty(limit, slots, dtype=torch.int64), sums.new_empty(limit, slots)
-    _fold_kernel[(limit,)](
-        counts, sums, folded_counts, folded_sums, len(counts), SLOTS=slots, ROWS=limit, num_warps=4
-    )
+    _fold_kernel[(limit,)](counts, sums, folded_counts, folded_sums, len(counts), SLOTS=slots, ROWS=limit, num_warps=4)
     return folded_counts, folded_sums
 
 
-def _harmonize(
-    rows, running_counts, bins, momentum, loss_weight, max_weight, mmdet, mean, update, sum_weights, group
-):
+def _harmonize(rows, running_counts, bins, momentum, loss_weight, max_weight, mmdet, mean, update, sum_weights, group):
     """Adds the rows up; returns (loss [], coefficients [slots]), both fp32, and the new running_counts if `update`."""
     counts, sums, slots = rows.counts, rows.sums, rows.slots
     limit = max(1, FOLD_TILE // slots)

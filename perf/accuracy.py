@@ -119,7 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values = measure(run, backbone, scenes=scenes)
         except FloatingPointError as error:  # it would fail again when continued
             print(error)
-            values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan, "scenes": scenes}
+            values = dict.fromkeys(METRICS, 0.0) | {
+                "curve": f"{run.steps}:0",
+                "seconds_per_step": math.nan,
+                "scenes": scenes,
+            }
         about = {name: value for name, value in origin().items() if name in COLUMNS}
         about |= {"threads": torch.get_num_threads(), "measured_at": now()}
         table.append(dataclasses.asdict(run) | values | about)

@@ -176,7 +176,9 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     numbers = sorted(rows.classes.unique(), reverse=True)
     if not numbers:
         return
-    figure, panels = pyplot.subplots(1, len(numbers), figsize=(6 * len(numbers), 4.5), squeeze=False, layout="constrained")
+    figure, panels = pyplot.subplots(
+        1, len(numbers), figsize=(6 * len(numbers), 4.5), squeeze=False, layout="constrained"
+    )
     for count, axes in zip(numbers, panels[0]):
         for _, own in rows[rows.classes == count].groupby(SETTING, sort=False):
             points = [dict(pair.split(":") for pair in curve.split()) for curve in own.curve]

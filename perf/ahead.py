@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 import triton
+from ghm_triton.kernels import launch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
 import ghm_triton
-from ghm_triton.kernels import launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -49,7 +49,9 @@ class Launch(NamedTuple):
         kinds = {
             name: value.dtype if isinstance(value, torch.Tensor) else value
             for name, value in self.arguments.items()
-            if isinstance(value, torch.Tensor) or value is None or self.kernel.params[self.kernel.arg_names.index(name)].is_constexpr
+            if isinstance(value, torch.Tensor)
+            or value is None
+            or self.kernel.params[self.kernel.arg_names.index(name)].is_constexpr
         }
         return self.name, tuple(kinds.items()), tuple(self.options.items())
 

@@ -100,7 +100,9 @@ def _parse_sass(code):
         width = next((int(m) // 8 for m in modifiers if m in ("64", "128", "256")), 4)
         kind = {"LDG": "load", "STG": "store", "ATOMG": "atomic", "RED": "atomic", "REDG": "atomic"}.get(base)
         target, falls = None, not (base in ("EXIT", "RET") and not predicate)
-        if base == "BRA" and "DIV" not in modifiers:  # BRA.DIV leaves only when a warp has diverged, which it never does
+        if (
+            base == "BRA" and "DIV" not in modifiers
+        ):  # BRA.DIV leaves only when a warp has diverged, which it never does
             *conditions, goal = operands.split(",")
             target = int(re.search(r"0x([0-9a-f]+)", goal).group(1), 16)
             falls = bool(predicate or conditions)
@@ -139,7 +141,9 @@ def _parse_amdgcn(code):
 
 def _blocks(instructions):
     starts = {instructions[0][0]} | {target for *_, target, _ in instructions if target is not None}
-    starts |= {after[0] for before, after in zip(instructions, instructions[1:]) if before[4] is not None or not before[5]}
+    starts |= {
+        after[0] for before, after in zip(instructions, instructions[1:]) if before[4] is not None or not before[5]
+    }
     blocks = []
     for position, (address, name, kind, width, target, falls) in enumerate(instructions):
         if address in starts:
@@ -189,7 +193,9 @@ def _ways(blocks, loop):
                 ends.append((now, costs))
             for target in following:
                 old = ways[target].get(now)
-                ways[target][now] = costs if old is None else (min(old[0], costs[0], key=_size), max(old[1], costs[1], key=_size))
+                ways[target][now] = (
+                    costs if old is None else (min(old[0], costs[0], key=_size), max(old[1], costs[1], key=_size))
+                )
     complete = [costs for now, costs in ends if all(now)]
     return min((c for c, _ in complete), key=_size), max((d for _, d in complete), key=_size)
 

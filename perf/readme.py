@@ -57,7 +57,9 @@ def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
         line["ns an element"] = f"{own.loc['eager', 'p50_ms'] * 1e6 / elements:.1f}"
         for name in names:
             cell = own.loc[name] if name in own.index else None
-            line[NAMES[name]] = "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio_to_bce']:.2f})"
+            line[NAMES[name]] = (
+                "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio_to_bce']:.2f})"
+            )
         lines.append(line)
     return pd.DataFrame(lines).sort_values("loss", kind="stable")
 

@@ -61,7 +61,9 @@ def evaluate(loss, x, *args, device="cpu", wrt_target=False, **options):
 def assert_close(actual, expected, relative, absolute=0.0):
     error = (actual.double() - expected.double()).abs()
     bound = relative * expected.double().abs() + absolute
-    assert (error <= bound).all(), f"worst excess {(error - bound).max()} at {expected.flatten()[(error - bound).argmax()]}"
+    assert (error <= bound).all(), (
+        f"worst excess {(error - bound).max()} at {expected.flatten()[(error - bound).argmax()]}"
+    )
 
 
 def check_ghmc(x, target, weight=None, *, backend, device, bins=30, **options):
@@ -72,7 +74,12 @@ def check_ghmc(x, target, weight=None, *, backend, device, bins=30, **options):
         full = (weight.unsqueeze(-1) if weight.dim() < x.dim() else weight).expand_as(x)
     expected_state = options.get("running_counts")
     expected = harmonize(
-        "c", x, dense, full, bins=bins, state=expected_state,
+        "c",
+        x,
+        dense,
+        full,
+        bins=bins,
+        state=expected_state,
         **{name: value for name, value in options.items() if name != "running_counts"},
     )
     value, grad = evaluate(
@@ -85,7 +92,12 @@ def check_ghmc(x, target, weight=None, *, backend, device, bins=30, **options):
 def check_ghmr(x, target, weight=None, *, backend, device, bins=10, **options):
     full = None if weight is None else (weight.unsqueeze(-1) if weight.dim() < x.dim() else weight).expand_as(x)
     expected = harmonize(
-        "r", x, target, full, bins=bins, state=options.get("running_counts"),
+        "r",
+        x,
+        target,
+        full,
+        bins=bins,
+        state=options.get("running_counts"),
         **{name: value for name, value in options.items() if name != "running_counts"},
     )
     value, grad = evaluate(

@@ -7,10 +7,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported
 
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+from hypothesis import HealthCheck, settings
 
-from ghm_triton.backend import kernels  # noqa: E402
+from ghm_triton.backend import kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXAMPLES = int(os.environ.get("GHM_TRITON_EXAMPLES", "1"))  # times as many, and new ones in every run

@@ -122,7 +122,9 @@ def assert_near(actual, expected, relative, absolute):
     assert not bad.any(), f"{int(bad.sum())} of {bad.numel()}: {actual[bad][:3]} instead of {expected[bad][:3]}"
 
 
-def assert_agrees(loop, inputs, targets, weights=None, *, backend, device="cpu", reduction="mean", state=None, soft=False):
+def assert_agrees(
+    loop, inputs, targets, weights=None, *, backend, device="cpu", reduction="mean", state=None, soft=False
+):
     """A call of the public function against one of the loop: type, value, gradient, state. Factors are not 1.
 
     inputs and the others: a tensor each, or lists of levels. soft: whether targets of GHM-C are other than 0 and 1.

@@ -40,8 +40,19 @@ def one_hot(labels, classes):
 
 
 def harmonize(
-    kind, x, t, weight=None, *, bins, variant="paper", momentum=0.0, state=None, reduction="mean", mu=0.02, region=None,
-    max_weight=None
+    kind,
+    x,
+    t,
+    weight=None,
+    *,
+    bins,
+    variant="paper",
+    momentum=0.0,
+    state=None,
+    reduction="mean",
+    mu=0.02,
+    region=None,
+    max_weight=None,
 ):
     """(loss, gradient, new state), float64, for dense targets and weights of the shape of x. state: as running_counts."""
     valid = torch.ones_like(x, dtype=torch.bool) if weight is None else weight > 0

@@ -14,9 +14,8 @@ from ghm_triton.interpreter import interpreting
 
 pytestmark = pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter")
 if kernels is not None:
-    from triton.runtime import interpreter
-
     from ghm_triton.kernels import launch
+    from triton.runtime import interpreter
 
 
 @pytest.fixture
@@ -83,7 +82,9 @@ def last_programs_only(monkeypatch):
     monkeypatch.setattr(
         interpreter,
         "range",
-        lambda *args: builtins.range(args[0] - 2, args[0]) if len(args) == 1 and args[0] > 10**5 else builtins.range(*args),
+        lambda *args: (
+            builtins.range(args[0] - 2, args[0]) if len(args) == 1 and args[0] > 10**5 else builtins.range(*args)
+        ),
         raising=False,
     )
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)  # a copy onto itself
@@ -96,7 +97,9 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     monkeypatch.setattr(torch, "empty", POISON["empty"])
     monkeypatch.setattr(torch, "empty_like", POISON["empty_like"])
     monkeypatch.setattr(
-        torch.Tensor, "new_empty", lambda self, *size, dtype=None, **kw: POISON["empty"](*size, dtype=dtype or self.dtype)
+        torch.Tensor,
+        "new_empty",
+        lambda self, *size, dtype=None, **kw: POISON["empty"](*size, dtype=dtype or self.dtype),
     )
     rows = (2**31 + 4096) // 80 + 1
     tail, bins = 20, 30

@@ -64,7 +64,9 @@ def test_inductor_fuses_what_is_around(device):
         outputs = head(x).relu() - 1
         levels, parts = list(outputs.split([10, 30])), list(labels.split([10, 30]))
         losses = ghmc_loss(levels, parts, momentum=0.5, running_counts=state, variant="mmdet")
-        return losses + ghmr_loss(outputs * 0.1, aims * boxes, reduction="sum") + drop_in(outputs, labels, aims[:, 0] > 0)
+        return (
+            losses + ghmr_loss(outputs * 0.1, aims * boxes, reduction="sum") + drop_in(outputs, labels, aims[:, 0] > 0)
+        )
 
     arguments = logits(40, 8).to(device), torch.arange(40, device=device) % 5, logits(40, 4).to(device)
     found = []
@@ -155,7 +157,11 @@ def test_launches_need_no_value_of_the_device(mu, reduction, recorded):
     loss = "ghmc" if mu is None else "ghmr"
     weighed = [f"{loss}_weigh_kernel"] * (reduction == "none")
     assert recorded == [
-        f"{loss}_accumulate_kernel", "fold_kernel", "harmonize_kernel", *weighed, f"{loss}_gradient_kernel"
+        f"{loss}_accumulate_kernel",
+        "fold_kernel",
+        "harmonize_kernel",
+        *weighed,
+        f"{loss}_gradient_kernel",
     ]
 
 

@@ -102,7 +102,13 @@ def test_bad_boxes_are_left_out_and_counted(data, annotations):
     with pytest.warns(UserWarning) as caught:
         found = coco.CocoBoxes(annotations, data / "train")
     text = str(caught[0].message)
-    for expected in ("2 boxes without area", "2 boxes that are not four", "1 boxes cut", "1 annotations of unknown", "5 images without"):
+    for expected in (
+        "2 boxes without area",
+        "2 boxes that are not four",
+        "1 boxes cut",
+        "1 annotations of unknown",
+        "5 images without",
+    ):
         assert expected in text
     _, target = found[0]
     assert target["boxes"].tolist() == [[60, 50, 64, 60], [5, 6, 12, 14]] and target["labels"].tolist() == [2, 2]
@@ -147,7 +153,10 @@ def test_categories_need_not_be_contiguous(data, annotations):
 
 
 def test_other_categories_of_the_validation_are_named(data, capsys):
-    change(data / "annotations" / "instances_val.json", lambda content: content["categories"].append({"id": 99, "name": "x"}))
+    change(
+        data / "annotations" / "instances_val.json",
+        lambda content: content["categories"].append({"id": 99, "name": "x"}),
+    )
     assert run(data) == 1
     assert "got also [99]" in capsys.readouterr().err
 
@@ -164,13 +173,17 @@ def test_unreadable_images_are_replaced_and_counted(data, annotations):
     assert torch.equal(image, found[4][0])
     with pytest.warns(UserWarning, match="cannot be read"):
         assert run(data) == 0
-    assert pandas.read_csv(data.parent / "run" / "metrics.csv")["unreadable"].item() == 3  # 2 and 3 for the one, 3 for the other
+    assert (
+        pandas.read_csv(data.parent / "run" / "metrics.csv")["unreadable"].item() == 3
+    )  # 2 and 3 for the one, 3 for the other
 
 
 def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, capsys):
     other = tmp_path / "other.pt"
     torch.save(small_retinanet(3).state_dict(), other)
-    with pytest.raises(ValueError, match="expected a file of ghm_triton.detection.train, format 1, got .*: format None"):
+    with pytest.raises(
+        ValueError, match="expected a file of ghm_triton.detection.train, format 1, got .*: format None"
+    ):
         checkpoint.load_checkpoint(other)
     other.write_bytes(b"no checkpoint at all")
     assert predict.main([str(other), "picture.png"]) == 1

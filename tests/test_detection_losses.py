@@ -88,7 +88,9 @@ def test_cross_entropy_is_the_focal_loss_without_focus():
     expected = 0
     for x, t, c in zip(logits, labels, counted):
         one_hot = (t[:, None] == torch.arange(5)).float()
-        expected += sigmoid_focal_loss(x[c], one_hot[c], alpha=-1, gamma=0, reduction="sum") / max((t >= 0).sum(), 1) / 3
+        expected += (
+            sigmoid_focal_loss(x[c], one_hot[c], alpha=-1, gamma=0, reduction="sum") / max((t >= 0).sum(), 1) / 3
+        )
     torch.testing.assert_close(CrossEntropyLoss(2.0)(logits, labels, counted), 2 * expected)
     logits[2, 0] = float("nan")
     assert CrossEntropyLoss()(logits, labels, counted).isfinite()
@@ -214,7 +216,9 @@ def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
     assert accuracy.main(options + ["--backbone", backbone]) == 0
     assert "| 1 | focal + SL1 |" in capsys.readouterr().out
     done = (tmp_path / "b.csv").read_text()
-    assert done.count("\nmain,") == 1 and done.count("\n") == 1 + 7 + 1  # an AP of 0 everywhere: seven cells of the grid
+    assert (
+        done.count("\nmain,") == 1 and done.count("\n") == 1 + 7 + 1
+    )  # an AP of 0 everywhere: seven cells of the grid
     assert accuracy.main(options + ["--backbone", backbone]) == 0
     assert (tmp_path / "b.csv").read_text() == done and (tmp_path / "b.png").exists()
 

@@ -96,7 +96,9 @@ def test_an_evaluation_that_was_killed_is_repeated(data, tmp_path, monkeypatch):
     assert weights(tmp_path / "killed")["epoch"] == 1 and not (tmp_path / "killed" / "metrics.csv").exists()
     for name, more in (("whole", ()), ("killed", ("--resume",))):
         assert run(data, tmp_path / name, "--epochs", "2", *more) == 0
-    whole, resumed = (pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
+    whole, resumed = (
+        pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed")
+    )
     assert whole.equals(resumed) and whole.epoch.tolist() == [1, 2]
 
 

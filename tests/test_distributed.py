@@ -235,7 +235,11 @@ def test_bad_groups(value):
     state = torch.zeros(31)
     with pytest.raises(TypeError, match="process_group must be a torch.distributed.ProcessGroup"):
         ghmc_loss(
-            torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), momentum=0.5, running_counts=state, process_group=value
+            torch.zeros(3, 4),
+            torch.zeros(3, dtype=torch.int64),
+            momentum=0.5,
+            running_counts=state,
+            process_group=value,
         )
     assert state.eq(0).all()
     with pytest.raises(TypeError, match="sync must be a bool"):

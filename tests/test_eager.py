@@ -94,7 +94,9 @@ def test_class_indices_give_what_their_one_hot_gives(draw):
     assert_near(results[0][1], results[1][1], GRADIENT, 1e-38)
 
 
-@pytest.mark.parametrize("x", [3.8501, 3.8478, 3.7745, 3.519, 3.891, 3.892, 2.5, 4.2, 9.0, 16.0, 16.7, 17.5, 30.0, -3.3, -87.0])
+@pytest.mark.parametrize(
+    "x", [3.8501, 3.8478, 3.7745, 3.519, 3.891, 3.892, 2.5, 4.2, 9.0, 16.0, 16.7, 17.5, 30.0, -3.3, -87.0]
+)
 def test_losses_from_the_norm_are_accurate(x, draw):
     """-log(1 - g) of a rounded g loses digits as g nears 1: a constant input turns that into an error of the sum.
 

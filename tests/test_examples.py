@@ -26,9 +26,7 @@ def registered(monkeypatch):
     """A stand-in for mmdetection's registry; what gets registered, by name."""
     found = {}
     registry = types.ModuleType("mmdet.registry")
-    registry.MODELS = types.SimpleNamespace(
-        register_module=lambda name, module, force: found.update({name: module})
-    )
+    registry.MODELS = types.SimpleNamespace(register_module=lambda name, module, force: found.update({name: module}))
     monkeypatch.setitem(sys.modules, "mmdet", types.ModuleType("mmdet"))
     monkeypatch.setitem(sys.modules, "mmdet.registry", registry)
     return found

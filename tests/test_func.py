@@ -66,7 +66,9 @@ def test_one_state_for_several_populations_is_an_error(batch, backend, device):
     assert state.eq(0).all()
 
 
-@pytest.mark.parametrize("transform", [hessian, lambda f: jacrev(jacrev(f)), jacfwd, lambda f: lambda x: jvp(f, (x,), (x,))])
+@pytest.mark.parametrize(
+    "transform", [hessian, lambda f: jacrev(jacrev(f)), jacfwd, lambda f: lambda x: jvp(f, (x,), (x,))]
+)
 def test_second_derivatives_and_forward_mode_are_errors(transform, batch, backend):
     """Never zero in silence."""
     x, labels = batch[0][0], batch[1][0]

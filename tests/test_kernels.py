@@ -8,7 +8,11 @@ from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
 from loops import GRADIENT, ROUNDING, SIGMOID, Loop, assert_agrees, assert_near, off_edges
 
 pytest.importorskip("triton")
-FORWARD_TILE, BACKWARD_TILE, PROGRAMS = 256, 2048, 32  # as interpreted; a GPU has tiles of 256 or 512, and more programs
+FORWARD_TILE, BACKWARD_TILE, PROGRAMS = (
+    256,
+    2048,
+    32,
+)  # as interpreted; a GPU has tiles of 256 or 512, and more programs
 
 
 @pytest.fixture
@@ -143,9 +147,7 @@ def test_arguments_that_are_not_contiguous(make, backend, device, draw):
             for finish in (lambda t: t, torch.Tensor.contiguous):
                 leaf = change(x).detach()
                 leaf = finish(leaf).clone(memory_format=torch.preserve_format).requires_grad_()
-                loss = function(
-                    leaf, finish(change(target)), finish(change(weight)), reduction="none", backend=backend
-                )
+                loss = function(leaf, finish(change(target)), finish(change(weight)), reduction="none", backend=backend)
                 loss.backward(finish(change(upstream)))
                 results.append((loss, leaf.grad))
             # torch.sigmoid rounds in another way where it cannot go along the memory

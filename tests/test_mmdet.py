@@ -85,7 +85,7 @@ def test_boxes_of_five_levels_a_step(dtype, max_weight, device, draw):
 @pytest.mark.parametrize("default", ["mean", "sum", "none"])
 @pytest.mark.parametrize("override", [None, "mean", "sum", "none"])
 def test_reductions(kind, default, override, device, draw):
-    """"sum" is not divided, "none" neither; the override wins over the constructor, positional and keyword."""
+    """ "sum" is not divided, "none" neither; the override wins over the constructor, positional and keyword."""
     loop = Loop(kind, 10, variant="mmdet")
     target = (torch.rand(30, 4, generator=draw) > 0.7).float() if kind == "c" else torch.randn(30, 4, generator=draw)
     x = off_edges(target + torch.randn(30, 4, generator=draw), target, loop)
@@ -104,14 +104,23 @@ def test_defaults_and_signatures():
         assert "acc_sum" not in module.state_dict() and module.max_weight is None
     assert GHMC().use_sigmoid is True and GHMR().mu == 0.02
     positional = GHMC(30, 0.75, True, 2.0, "sum")
-    assert (positional.bins, positional.momentum, positional.loss_weight, positional.reduction) == (30, 0.75, 2.0, "sum")
+    assert (positional.bins, positional.momentum, positional.loss_weight, positional.reduction) == (
+        30,
+        0.75,
+        2.0,
+        "sum",
+    )
     boxes = GHMR(0.1, 12, 0.7, 10.0, "none")
     assert (boxes.mu, boxes.bins, boxes.momentum, boxes.loss_weight, boxes.reduction) == (0.1, 12, 0.7, 10.0, "none")
 
 
 def test_calls_by_keyword(device, draw):
     """mmdetection's names: pred, target, label_weight. Unknown keywords are for GHMC to ignore, not for GHMR."""
-    x, target, weight = torch.randn(5, 4, device=device), torch.zeros(5, 4, device=device), torch.ones(5, 4, device=device)
+    x, target, weight = (
+        torch.randn(5, 4, device=device),
+        torch.zeros(5, 4, device=device),
+        torch.ones(5, 4, device=device),
+    )
     for module in (GHMC(), GHMR()):
         by_name = module(pred=x, target=target, label_weight=weight, avg_factor=7.0)
         assert torch.equal(by_name, module(x, target, weight))
@@ -157,7 +166,9 @@ def test_weights_beyond_float16(device):
     leaf = x.to(device).requires_grad_()
     value = GHMC(bins=10)(leaf, torch.full((70_000,), 1, device=device), torch.ones(70_000, device=device))
     value.backward()
-    expected = (torch.nn.functional.softplus(torch.tensor([-9.0, 1.0]).double()) * torch.tensor([69_999 / 69_999, 1.0])).sum() / 2
+    expected = (
+        torch.nn.functional.softplus(torch.tensor([-9.0, 1.0]).double()) * torch.tensor([69_999 / 69_999, 1.0])
+    ).sum() / 2
     assert value.item() == pytest.approx(expected.item(), rel=LOSS)
     assert leaf.grad[123].item() == pytest.approx(torch.tensor(1.0).sigmoid().item() / 2, rel=2**-11)
 
@@ -245,10 +256,16 @@ def test_register_mmdet(monkeypatch):
 
 def test_epsilon_of_the_mean(device):
     """'mean' divides by tot + the float32 epsilon: visible in float64, and where tot is 1."""
-    x, zero, one = torch.tensor([[1.0]], device=device).double(), torch.zeros(1, 1, device=device), torch.ones(1, 1, device=device)
+    x, zero, one = (
+        torch.tensor([[1.0]], device=device).double(),
+        torch.zeros(1, 1, device=device),
+        torch.ones(1, 1, device=device),
+    )
     ratio = GHMC()(x, zero, one) / torch.nn.functional.softplus(x).item()
     assert ratio.item() == pytest.approx(1 / (1 + torch.finfo(torch.float32).eps), rel=1e-12)
-    assert GHMC(reduction="sum")(x, zero, one).item() == pytest.approx(torch.nn.functional.softplus(x).item(), rel=1e-12)
+    assert GHMC(reduction="sum")(x, zero, one).item() == pytest.approx(
+        torch.nn.functional.softplus(x).item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -11,7 +11,12 @@ import torch
 from compare import GRADIENT, LOSS, assert_close, logits
 from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss, ghmc_loss
 
-MODULES = {"ghmc": GHMCLoss, "ghmr": GHMRLoss, "drop-in c": lambda: GHMC(30, 0.75), "drop-in r": lambda: GHMR(momentum=0.7)}
+MODULES = {
+    "ghmc": GHMCLoss,
+    "ghmr": GHMRLoss,
+    "drop-in c": lambda: GHMC(30, 0.75),
+    "drop-in r": lambda: GHMR(momentum=0.7),
+}
 
 
 def used(name, device="cpu"):

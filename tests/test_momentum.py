@@ -29,9 +29,7 @@ def test_several_steps(variant, momentum, backend, device):
         _, _, expected_state = harmonize(
             "c", x, one_hot(target, 6), bins=30, momentum=momentum, variant=variant, state=expected_state
         )
-        check_ghmc(
-            x, target, backend=backend, device=device, momentum=momentum, variant=variant, running_counts=state
-        )
+        check_ghmc(x, target, backend=backend, device=device, momentum=momentum, variant=variant, running_counts=state)
         assert torch.allclose(state.double(), expected_state, rtol=1e-6, atol=1e-12)  # state is float32, some steps old
 
 
@@ -50,7 +48,13 @@ def test_first_step_is_that_of_no_momentum(momentum, backend, device):
     x, target = batch(2)
     plain, _ = evaluate(ghm_triton.ghmc_loss, x, target, backend=backend, device=device)
     first, _ = evaluate(
-        ghm_triton.ghmc_loss, x, target, backend=backend, device=device, momentum=momentum, running_counts=torch.zeros(31)
+        ghm_triton.ghmc_loss,
+        x,
+        target,
+        backend=backend,
+        device=device,
+        momentum=momentum,
+        running_counts=torch.zeros(31),
     )
     assert first.item() == pytest.approx(plain.item(), rel=1e-6)
 
@@ -91,7 +95,12 @@ def test_eval_uses_the_state_and_leaves_it(backend):
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float"])
 def test_state_stays_float32(cast):
     """Counts of millions do not fit 16 bits; deepcopy and casts keep them."""
-    for module in (ghm_triton.GHMCLoss(), ghm_triton.GHMRLoss(), ghm_triton.GHMC(momentum=0.5), ghm_triton.GHMR(momentum=0.5)):
+    for module in (
+        ghm_triton.GHMCLoss(),
+        ghm_triton.GHMRLoss(),
+        ghm_triton.GHMC(momentum=0.5),
+        ghm_triton.GHMR(momentum=0.5),
+    ):
         for buffer in module.buffers():
             buffer.fill_(16_777_217.0 - 1)
         module = getattr(copy.deepcopy(module), cast)()
@@ -110,13 +119,27 @@ def test_nothing_counted(momentum, backend, device):
         target = torch.zeros(len(x), dtype=torch.int64)
         for reduction in ("mean", "sum", "none"):
             value, grad = evaluate(
-                ghm_triton.ghmc_loss, x, target, weight, momentum=momentum, running_counts=state, reduction=reduction,
-                backend=backend, device=device,
+                ghm_triton.ghmc_loss,
+                x,
+                target,
+                weight,
+                momentum=momentum,
+                running_counts=state,
+                reduction=reduction,
+                backend=backend,
+                device=device,
             )
             assert (value == 0).all() and (grad == 0).all()
         value, grad = evaluate(
-            ghm_triton.ghmr_loss, x, torch.zeros_like(x), weight, bins=30, momentum=momentum, running_counts=state,
-            backend=backend, device=device,
+            ghm_triton.ghmr_loss,
+            x,
+            torch.zeros_like(x),
+            weight,
+            bins=30,
+            momentum=momentum,
+            running_counts=state,
+            backend=backend,
+            device=device,
         )
         assert value == 0 and (grad == 0).all()
     assert torch.equal(state, torch.linspace(1, 2, 31))
@@ -138,7 +161,9 @@ def test_nan(kind, dtype, backend, device):
     weight = torch.ones(30)
     weight[3] = 0
     value, grad = evaluate(ghm_triton.ghmc_loss, x, target, weight, **options)
-    clean, clean_grad = evaluate(ghm_triton.ghmc_loss, x.nan_to_num(0.0), target, weight, backend=backend, device=device)
+    clean, clean_grad = evaluate(
+        ghm_triton.ghmc_loss, x.nan_to_num(0.0), target, weight, backend=backend, device=device
+    )
     assert value.isfinite() and grad.isfinite().all() and (grad[3] == 0).all()
     value, grad = evaluate(ghm_triton.ghmc_loss, x, target, weight, backend=backend, device=device)
     assert torch.equal(value, clean) and torch.equal(grad, clean_grad)

@@ -33,9 +33,7 @@ def test_nan_reaches_the_loss_and_its_own_gradient_only(loss, variant, reduction
     broken[0, 0] = broken[31, 4] = broken[59, 6] = True
     x[broken] = torch.nan
     state, x = state_of(loss, variant, device), x.requires_grad_()
-    value = loss(
-        x, target, momentum=0.5, running_counts=state, variant=variant, reduction=reduction, backend=backend
-    )
+    value = loss(x, target, momentum=0.5, running_counts=state, variant=variant, reduction=reduction, backend=backend)
     value.sum().backward()
     assert torch.equal(value.isnan(), broken) if reduction == "none" else value.isnan()
     assert torch.equal(x.grad.isnan(), broken)

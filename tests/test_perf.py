@@ -19,8 +19,8 @@ import pandas as pd
 from perf.cases import RETINANET_NAME, Case, make_data, plan_cases
 from perf.implementations import Implementation, find_implementations
 from perf.meters import COPY_BYTES, CpuMeter
-from perf.reference import Reference
 from perf.plots import plot
+from perf.reference import Reference
 from perf.report import load, main, markdown, page
 from perf.runs import MODES, LossRun
 from perf.sweep import Effort, plan_groups, sweep
@@ -330,7 +330,7 @@ def test_report(path, meter, tmp_path):
     for shown in ("wrong", "(1.00x)", command, rows["torch"][0], CpuMeter().name):
         assert shown in text and shown in whole
     assert images[0].name in text and 'class="worse"' in whole
-    assert whole.count("data:image/png;base64,") == 6 and "src=\"http" not in whole and "href" not in whole
+    assert whole.count("data:image/png;base64,") == 6 and 'src="http' not in whole and "href" not in whole
 
 
 def test_report_of_one_file(path, meter, capsys):

@@ -45,7 +45,9 @@ def populations(draw, kind):
             None: None,
         }[weighed]
         if transposed:
-            x, target, weight = (t if t is None else t.mT.contiguous().mT if t.dim() > 1 else t for t in (x, target, weight))
+            x, target, weight = (
+                t if t is None else t.mT.contiguous().mT if t.dim() > 1 else t for t in (x, target, weight)
+            )
         inputs.append(x.to(dtype)), targets.append(target), weights.append(weight)
     return inputs, targets, None if weighed is None else weights, style == "soft"
 
@@ -157,7 +159,9 @@ def test_gradcheck(reduction, variant, device):
 def test_differentiating_twice_is_an_error(backend, device):
     """A gradient penalty through this loss would silently be 0."""
     x = torch.randn(3, 2, device=device).requires_grad_()
-    (first,) = torch.autograd.grad(ghmc_loss(x, torch.zeros(3, 2, device=device), backend=backend), x, create_graph=True)
+    (first,) = torch.autograd.grad(
+        ghmc_loss(x, torch.zeros(3, 2, device=device), backend=backend), x, create_graph=True
+    )
     with pytest.raises(RuntimeError):
         torch.autograd.grad(first.sum(), x)
 

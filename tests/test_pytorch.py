@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ghm_triton
-from conftest import DEVICE, examples
 from compare import GRADIENT, LOSS, assert_close, clear_of_edges, evaluate, logits
+from conftest import DEVICE, examples
 from oracle import harmonize, norms, one_hot, regions
 
 

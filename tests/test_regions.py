@@ -70,7 +70,9 @@ def test_ghmc_at_the_edges(bins, positive, backend, device):
     target = torch.full_like(x, positive)
     loss, grad = found_regions("c", x.to(device), target.to(device), bins, backend)
     exact_norm = norms("c", x, target)[0]
-    check_regions(loss, grad, (x.sigmoid() - target).abs(), exact_norm, bins, exact=(backend, device) == ("eager", "cpu"))
+    check_regions(
+        loss, grad, (x.sigmoid() - target).abs(), exact_norm, bins, exact=(backend, device) == ("eager", "cpu")
+    )
     assert (loss[exact_norm > 1 - 1e-8] == bins - 1).all() and (exact_norm > 1 - 1e-8).any()
     if bins % 2 == 0:
         assert (loss[x == 0] == bins // 2).all()  # sigmoid(0) is 1/2 to the bit, everywhere
@@ -85,9 +87,7 @@ def test_edges_are_compared_exactly(bins, backend, device):
     loss, grad = found_regions("c", x.to(device), target.to(device), bins, backend)
     assert torch.equal(loss, exact_regions(target, bins)) and torch.equal(grad, loss)
     state = torch.zeros(bins, device=device)
-    ghmc_loss(
-        x.to(device), target.to(device), bins=bins, variant="mmdet", running_counts=state, backend=backend
-    )
+    ghmc_loss(x.to(device), target.to(device), bins=bins, variant="mmdet", running_counts=state, backend=backend)
     assert torch.equal(state.cpu().long(), torch.bincount(loss, minlength=bins))
 
 

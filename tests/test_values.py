@@ -76,7 +76,7 @@ def test_ghmc_options(variant, reduction, weight, backend, device):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weight", [None, "anchor", "element", "none counted"])
 def test_ghmr_options(variant, reduction, weight, backend, device):
-    """"mmdet" divides by the sum of the weights, of whatever shape they are."""
+    """ "mmdet" divides by the sum of the weights, of whatever shape they are."""
     target = logits(150, 4, seed=3)
     x = clear_of_edges("r", target + logits(150, 4, mean=0, std=0.03), target, 10)
     given = {
@@ -102,7 +102,9 @@ def test_regions_match_the_edges(bins, backend, device):
     for positive in (False, True):
         x_signed, target = (-x, torch.ones_like(x)) if positive else (x, torch.zeros_like(x))
         state = torch.zeros(bins + 1)
-        evaluate(ghm_triton.ghmc_loss, x_signed, target, bins=bins, running_counts=state, backend=backend, device=device)
+        evaluate(
+            ghm_triton.ghmc_loss, x_signed, target, bins=bins, running_counts=state, backend=backend, device=device
+        )
         expected = torch.bincount(regions("c", x_signed, target, bins), minlength=bins)
         moved = (state[:bins].cumsum(0) - expected.cumsum(0)).abs()
         assert state[:bins].sum() == len(x)
@@ -154,7 +156,9 @@ def test_levels_of_ghmr(backend, device):
     aims = [logits(n, 4, seed=n) for n in (70, 0, 3)]
     parts = [aim + logits(len(aim), 4, seed=1, mean=0, std=0.03) for aim in aims]
     value, grads = evaluate(ghm_triton.ghmr_loss, tuple(parts), tuple(aims), backend=backend, device=device)
-    expected, gradient = evaluate(ghm_triton.ghmr_loss, torch.cat(parts), torch.cat(aims), backend=backend, device=device)
+    expected, gradient = evaluate(
+        ghm_triton.ghmr_loss, torch.cat(parts), torch.cat(aims), backend=backend, device=device
+    )
     assert_close(value, expected, LOSS)
     assert_close(torch.cat(grads), gradient, GRADIENT)
 

@@ -46,7 +46,9 @@ def load_checkpoint(path: str | pathlib.Path) -> dict:
         raise ValueError(f"checkpoint: expected a file of ghm_triton.detection.train, got {path}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = f"format {state.get('format')!r}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"checkpoint: expected a file of ghm_triton.detection.train, format {FORMAT}, got {path}: {got}")
+        raise ValueError(
+            f"checkpoint: expected a file of ghm_triton.detection.train, format {FORMAT}, got {path}: {got}"
+        )
     return state
 
 

@@ -37,7 +37,9 @@ def find_split(directory: str | pathlib.Path, split: str) -> tuple[pathlib.Path,
     for folder in folders:
         if folder.is_dir():
             return files[0], folder
-    raise FileNotFoundError(f"data: expected the images of {files[0].name} in {folders[0]} or {folders[1]}, got neither")
+    raise FileNotFoundError(
+        f"data: expected the images of {files[0].name} in {folders[0]} or {folders[1]}, got neither"
+    )
 
 
 def locate_split(options: argparse.Namespace, split: str) -> tuple[str | pathlib.Path, str | pathlib.Path]:
@@ -135,7 +137,9 @@ class CocoBoxes(Dataset):
             raise FileNotFoundError(f"images: expected a folder, got {self.folder}, which is none")
         missing = [entry["file_name"] for entry in self.images if not (self.folder / entry["file_name"]).is_file()]
         if missing:
-            raise FileNotFoundError(f"images: {len(missing)} of {len(self.images)} are not in {self.folder}: {missing[0]}")
+            raise FileNotFoundError(
+                f"images: {len(missing)} of {len(self.images)} are not in {self.folder}: {missing[0]}"
+            )
         self.dropped = collections.Counter()
         self.objects = self._collect()
         self.dropped["images without boxes, used as background"] = sum(not found for found in self.objects.values())

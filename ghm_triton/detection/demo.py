@@ -1,6 +1,6 @@
 """Train a small RetinaNet with GHM-C and GHM-R on scenes of handwritten digits, and print its COCO AP on others.
 
-    python -m ghm_triton.detection.demo
+python -m ghm_triton.detection.demo
 """
 
 import argparse

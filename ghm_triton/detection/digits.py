@@ -55,7 +55,7 @@ STYLES = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def split_digits(split: str) -> tuple[numpy.ndarray, numpy.ndarray]:
     """(opacities in [0, 1], [n, 8, 8]; digits 0..9, [n]) of a split."""
     images, labels = load_digits(return_X_y=True)
@@ -63,7 +63,7 @@ def split_digits(split: str) -> tuple[numpy.ndarray, numpy.ndarray]:
     return images[part].reshape(-1, 8, 8) / 16, labels[part]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def split_photographs(split: str) -> tuple[numpy.ndarray, ...]:
     """The split's part of each photograph, uint8 [427, columns, 3]."""
     part = slice(None, _TRAIN_COLUMNS) if split == "train" else slice(_TRAIN_COLUMNS, None)
@@ -259,14 +259,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="scenes for training (2000)")
     parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="scenes for validation (500)")
     parser.add_argument("--seed", type=whole(0), default=0, help="(0)")
-    parser.add_argument("--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter (easy)")
+    parser.add_argument(
+        "--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter (easy)"
+    )
     parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of a picture (96)")
     parser.add_argument("--digits", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="in a picture")
-    parser.add_argument("--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits")
+    parser.add_argument(
+        "--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits"
+    )
     parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="0 to 1")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
+    }
     style = dataclasses.replace(STYLES[options.style], **given)
     for split, count in (("train", options.train), ("val", options.val)):
         write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))

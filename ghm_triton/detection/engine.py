@@ -85,7 +85,9 @@ class Trainer:
         """
         device = self.processes.device
         images = [image.to(device, non_blocking=True) for image in images]
-        targets = [{name: target[name].to(device, non_blocking=True) for name in ("boxes", "labels")} for target in targets]
+        targets = [
+            {name: target[name].to(device, non_blocking=True) for name in ("boxes", "labels")} for target in targets
+        ]
         with torch.autocast(device.type, enabled=self.amp):
             losses = self.model(images, targets)
         self.optimiser.zero_grad()
@@ -95,7 +97,9 @@ class Trainer:
         values = {name: loss.item() for name, loss in losses.items()}
         # The scaler skips a step whose gradient left float16's range. Elsewhere there is no way back from one.
         if not self.scaler.is_enabled() and not norm.isfinite():
-            raise FloatingPointError(f"the gradient is not finite in epoch {self.epoch + 1}, step {self.step + 1}: {values}")
+            raise FloatingPointError(
+                f"the gradient is not finite in epoch {self.epoch + 1}, step {self.step + 1}: {values}"
+            )
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.schedule.step()
@@ -127,7 +131,9 @@ class Trainer:
             collate_fn=_collate,
             num_workers=workers,
             pin_memory=one.device.type == "cuda",
-            generator=torch.Generator().manual_seed(seed),  # else a loader draws from PyTorch's, once more after a resume
+            generator=torch.Generator().manual_seed(
+                seed
+            ),  # else a loader draws from PyTorch's, once more after a resume
         )
         self.model.train()
         name = f"epoch {self.epoch + 1}"

@@ -1,6 +1,6 @@
 """COCO's twelve numbers of a checkpoint of `train`, printed, and with --output written as json.
 
-    python -m ghm_triton.detection.evaluate CHECKPOINT --data DIR
+python -m ghm_triton.detection.evaluate CHECKPOINT --data DIR
 """
 
 import argparse
@@ -43,7 +43,9 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; 1 after an error in the input, which is printed."""
-    parser = argparse.ArgumentParser(prog="python -m ghm_triton.detection.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m ghm_triton.detection.evaluate", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("--data", metavar="DIR", help="folder in COCO's layout, of which the validation split is taken")
     parser.add_argument("--val-json", metavar="FILE", help="annotations, instead of those in --data")

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.models.detection.fcos import FCOSHead
 
 from .heads import HarmonizedLosses, match_labels
 

@@ -92,7 +92,9 @@ def use_losses(
     if box_loss not in BOX_LOSSES:
         raise ValueError(f"box_loss: expected one of {BOX_LOSSES}, got {box_loss!r}")
     if isinstance(model, FCOS) and box_loss != "model":
-        raise ValueError(f"box_loss: expected 'model' for an FCOS, which regresses boxes by their overlap, got {box_loss!r}")
+        raise ValueError(
+            f"box_loss: expected 'model' for an FCOS, which regresses boxes by their overlap, got {box_loss!r}"
+        )
     for name, weight, own in (
         ("class_loss_weight", class_loss_weight, loss == "focal"),
         ("box_loss_weight", box_loss_weight, box_loss == "model"),

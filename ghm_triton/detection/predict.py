@@ -1,6 +1,6 @@
 """Detect objects in images: their boxes as json, and a picture with them drawn.
 
-    python -m ghm_triton.detection.predict CHECKPOINT IMAGE... [--output DIR]
+python -m ghm_triton.detection.predict CHECKPOINT IMAGE... [--output DIR]
 """
 
 import argparse
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ghm_triton.detection.predict", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
     parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--output", metavar="DIR", default="predictions", help="for NAME.json and NAME.png (predictions)")
+    parser.add_argument(
+        "--output", metavar="DIR", default="predictions", help="for NAME.json and NAME.png (predictions)"
+    )
     parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="least score (0.5)")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     options = parser.parse_args(arguments)

@@ -75,7 +75,10 @@ def harmonize(
 
 def check_limits(max_weight: float | None, of_classes: bool, box_max_weight: float | None, of_boxes: bool) -> None:
     """Raise where a limit is out of range, or given to a loss that is not harmonized."""
-    for name, limit, harmonized in (("max_weight", max_weight, of_classes), ("box_max_weight", box_max_weight, of_boxes)):
+    for name, limit, harmonized in (
+        ("max_weight", max_weight, of_classes),
+        ("box_max_weight", box_max_weight, of_boxes),
+    ):
         check_max_weight(limit, name=name)
         if limit is not None and not harmonized:
             raise ValueError(f"{name}: expected None for a loss that is not harmonized, got {limit!r}")

@@ -177,7 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     with join_processes(options.device) as processes:
         try:
             if options.batch_size % processes.count:
-                raise ValueError(f"--batch-size: expected a multiple of {processes.count} processes, got {options.batch_size}")
+                raise ValueError(
+                    f"--batch-size: expected a multiple of {processes.count} processes, got {options.batch_size}"
+                )
             training = Training(options, processes)
         except (OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -205,13 +207,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m ghm_triton.detection.train", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--data", metavar="DIR", help="folder in COCO's layout: annotations/instances_{train,val}*.json and image folders")
+    add(
+        "--data",
+        metavar="DIR",
+        help="folder in COCO's layout: annotations/instances_{train,val}*.json and image folders",
+    )
     for split in ("train", "val"):
         add(f"--{split}-json", metavar="FILE", help="annotations, instead of those in --data")
         add(f"--{split}-images", metavar="DIR", help="their images")
     add("--output", metavar="DIR", required=True, help="folder of the checkpoint, metrics.csv and the curves")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--model", default="small", help="small, or a RetinaNet or FCOS of torchvision, as retinanet_resnet50_fpn_v2 (small)")
+    add(
+        "--model",
+        default="small",
+        help="small, or a RetinaNet or FCOS of torchvision, as retinanet_resnet50_fpn_v2 (small)",
+    )
     add("--backbone-weights", default="none", help="of torchvision, to be downloaded, as DEFAULT (none)")
     add("--min-size", type=whole(1), help="shorter side that images are scaled to, pixels (800; small: 96)")
     add("--max-size", type=whole(1), help="greatest longer side (1333)")
@@ -221,7 +231,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--box-bins", type=whole(1), default=10, help="M of GHM-R (10)")
     add("--momentum", type=real(), default=0.75, help="of the densities (0.75)")
     add("--mu", type=real(above=0), default=0.02, help="of ASL1 (0.02)")
-    add("--max-weight", type=real(above=0), help="of an element in GHM-C, 1 being its weight in cross entropy; try 10 (none)")
+    add(
+        "--max-weight",
+        type=real(above=0),
+        help="of an element in GHM-C, 1 being its weight in cross entropy; try 10 (none)",
+    )
     add("--box-max-weight", type=real(above=0), help="and in GHM-R, 1 being its weight in ASL1 (none)")
     add("--variant", choices=["paper", "mmdet"], default="paper", help="(paper)")
     add("--class-loss-weight", type=real(0), default=1.0, help="(1)")
@@ -229,7 +243,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=whole(1), default=PAPER_EPOCHS, help="(14)")
     add("--batch-size", type=whole(1), default=16, help="images a step, of all processes together (16)")
     add("--lr", type=real(above=0), default=0.01, help="of SGD with momentum 0.9 and weight decay 1e-4 (0.01)")
-    add("--lr-steps", type=whole(1), nargs="*", metavar="EPOCH", help="at whose start the rate falls to a tenth (9 and 12 of 14)")
+    add(
+        "--lr-steps",
+        type=whole(1),
+        nargs="*",
+        metavar="EPOCH",
+        help="at whose start the rate falls to a tenth (9 and 12 of 14)",
+    )
     add("--warmup", type=whole(0), default=500, metavar="STEPS", help="from a third of the rate (500)")
     add("--clip", type=real(above=0), default=35.0, help="greatest norm of the gradient (35)")
     add("--flip", type=real(0, 1), default=0.5, help="part of the images that are mirrored, 0 for digits (0.5)")
