@@ -1,38 +1,24 @@
 """The losses as differentiable functions of lists of levels. The harmonizing weights are constants: none flows through.
 
-The operators know their derivative, so that compiled and exported graphs can hold them. torch.func needs the same as an
-autograd.Function, which is what runs otherwise.
-"""
+There are two paths to one derivative:
 
-from typing import NamedTuple
+- Compiled and exported graphs call the operators, which know their derivative (`_register`).
+- A plain call goes through an autograd.Function (`_Loss`): torch.func does not support, or not when nested, the
+  derivative that `torch.library.register_autograd` gives an operator (pytorch issues 168393, 170834, 179652). Once the
+  oldest supported PyTorch does, `_Loss` can go: call `_run` instead.
+"""
 
 import torch
 from torch import Tensor
 
 from . import ops
-from .checks import Population
+from .conventions import Population
+from .options import Options
 
 
-class Options(NamedTuple):
-    """What one call asks for.
-
-    mu is None for GHM-C; `update` tells whether running_counts takes this call in, `grad` whether a gradient may be
-    asked for; group is the name of the process group that shares the density, or None.
-    """
-
-    mu: float | None
-    bins: int
-    momentum: float
-    loss_weight: float
-    max_weight: float | None
-    mmdet: bool
-    reduction: str
-    update: bool
-    grad: bool
-    group: str | None
-
-
-def evaluate(population: Population, running_counts: Tensor | None, options: Options, *, triton: bool) -> list[Tensor]:
+def differentiable_loss(
+    population: Population, running_counts: Tensor | None, options: Options, *, triton: bool
+) -> list[Tensor]:
     """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     tensors = [tensor for tensors in population for tensor in tensors]
@@ -41,14 +27,14 @@ def evaluate(population: Population, running_counts: Tensor | None, options: Opt
     if triton:
         tensors = [_for_kernels(tensor) for tensor in tensors]
     if compiling:
-        outputs = _call(triton, options, running_counts, count, tensors)
+        outputs = _run(triton, options, running_counts, count, tensors)
     else:
         outputs = _Loss.apply(triton, options, running_counts, count, *tensors)
     return list(outputs[: _losses(options, count)])
 
 
 def _losses(options: Options, count: int) -> int:
-    return count if options.reduction == "none" else 1
+    return count if options.unreduced else 1
 
 
 def _for_kernels(tensor: Tensor) -> Tensor:
@@ -61,9 +47,9 @@ def _split(tensors, count: int) -> Population:
     return Population(list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :]))
 
 
-def _call(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
-    """The operator's losses, then what its backward needs."""
-    operator = torch.ops.ghm_triton.forward if triton else torch.ops.ghm_triton.eager
+def _run(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
+    """The operator's losses, then what its gradient needs."""
+    operator = torch.ops.ghm_triton.triton_loss if triton else torch.ops.ghm_triton.eager_loss
     outputs = operator(*_split(tensors, count), running_counts, *options)
     if running_counts is not None and options.update:
         *outputs, state = outputs
@@ -90,14 +76,13 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
     found = [None] * (2 * count)
     if all(factor is None for factor in factors):
         return found
-    kept, *tensors = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: saved-tensor hooks, those of checkpointing among them, may run in each access
     if ctx.triton:
-        grads = _by_kernels(factors, _split(tensors, count), kept, options, any(wanted[count:]))
+        grads = _by_kernels(factors, _split(saved[1:], count), saved[0], options, any(wanted[count:]))
     else:
         factors = factors * count if len(factors) < count else factors
         grads = [
-            torch.zeros_like(grad) if factor is None else grad * factor.detach()
-            for grad, factor in zip(ctx.saved_tensors, factors)
+            torch.zeros_like(grad) if factor is None else grad * factor.detach() for grad, factor in zip(saved, factors)
         ]
     for i, grad in enumerate(grads):
         if wanted[i]:
@@ -105,7 +90,7 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
         if wanted[count + i] and options.mu is not None:
             found[count + i] = grad.neg().to(ctx.dtypes[count + i])
     if torch.is_grad_enabled():  # create_graph=True
-        found = [grad if grad is None else _Once.apply(grad, kept) for grad in found]
+        found = [grad if grad is None else _Once.apply(grad, saved[0]) for grad in found]
     return found
 
 
@@ -117,19 +102,17 @@ def _by_kernels(factors, population: Population, coefficients: Tensor, options: 
     ]
     if of_targets:  # which may be wider than inputs
         inputs = [input.float() for input in inputs]
-    return torch.ops.ghm_triton.backward(
-        factors, inputs, targets, weights, coefficients.detach(), options.mu, options.bins
-    )
+    return torch.ops.ghm_triton.triton_gradient(factors, inputs, targets, weights, coefficients.detach(), *options)
 
 
 class _Loss(torch.autograd.Function):
-    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights): as _call."""
+    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights): as _run."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(triton, options, running_counts, count, *tensors):
-        return tuple(_call(triton, options, running_counts, count, tensors))
+        return tuple(_run(triton, options, running_counts, count, tensors))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -167,7 +150,7 @@ class _Once(torch.autograd.Function):
 
 
 def _register(name: str) -> None:
-    triton = name == "forward"
+    triton = name == "triton_loss"
 
     def setup_context(ctx, inputs, output):
         *population, running_counts = inputs[:4]
@@ -184,5 +167,5 @@ def _register(name: str) -> None:
     torch.library.register_autograd(f"ghm_triton::{name}", backward, setup_context=setup_context, lib=ops.library)
 
 
-_register("eager")
-_register("forward")
+_register("eager_loss")
+_register("triton_loss")

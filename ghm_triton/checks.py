@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .conventions import Population, state_size
+from .options import Options
+
 VARIANTS = ("paper", "mmdet")
 REDUCTIONS = ("mean", "sum", "none")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -20,14 +23,6 @@ class Names(NamedTuple):
     target: str = "target"
     weight: str = "weight"
     running_counts: str = "running_counts"
-
-
-class Population(NamedTuple):
-    """The elements that share one gradient density: a tensor of each kind a level, `weights` empty if not given."""
-
-    inputs: list[Tensor]
-    targets: list[Tensor]
-    weights: list[Tensor]
 
 
 def check_choice(name: str, value, choices: Sequence[str]) -> None:
@@ -64,28 +59,26 @@ def check_max_weight(max_weight, *, name: str = "max_weight") -> None:
         check_number(name, max_weight, 0, "None, or positive and finite")
 
 
-def check_options(bins, momentum, variant, reduction, max_weight=None) -> None:
-    check_bins(bins)
-    check_max_weight(max_weight)
-    check_momentum(momentum)
-    check_choice("variant", variant, VARIANTS)
-    check_choice("reduction", reduction, REDUCTIONS)
+def check_options(options: Options) -> Options:
+    """The options with the numbers as float. mu is not checked: None means GHM-C here."""
+    check_bins(options.bins)
+    check_momentum(options.momentum)
+    check_choice("variant", options.variant, VARIANTS)
+    check_choice("reduction", options.reduction, REDUCTIONS)
+    check_max_weight(options.max_weight)
+    check_number("loss_weight", options.loss_weight, -math.inf, "finite")
+    floats = ("mu", "momentum", "max_weight", "loss_weight")
+    given = {name: getattr(options, name) for name in floats}
+    return options._replace(**{name: float(value) for name, value in given.items() if value is not None})
 
 
-def state_size(bins: int, variant: str) -> int:
-    """Numbers in running_counts: a moving average a region, and in "paper" that of the constant 1 at the end."""
-    return bins + 1 if variant == "paper" else bins
-
-
-def check_running_counts(
-    running_counts, bins: int, momentum: float, variant: str, device: torch.device, names: Names
-) -> None:
-    name = names.running_counts
+def check_running_counts(running_counts, options: Options, device: torch.device, names: Names) -> None:
+    name, bins, variant = names.running_counts, options.bins, options.variant
     if running_counts is None:
-        if momentum > 0:
+        if options.momentum > 0:
             raise ValueError(
                 f"{name} must be a tensor of {state_size(bins, variant)} zeros at the start when momentum > 0, "
-                f"got None with momentum={momentum}"
+                f"got None with momentum={options.momentum}"
             )
         return
     if not isinstance(running_counts, Tensor):
@@ -148,7 +141,8 @@ def _levels(name: str, value, input=None, count: int | None = None, of: str = ""
         if hasattr(level, "device_mesh"):
             where = f"{name}[{i}]" if of_levels else name
             raise TypeError(
-                f"{where} must be a plain tensor, got a DTensor: pass its to_local() with process_group=, or full_tensor()"
+                f"{where} must be a plain tensor, got a DTensor: "
+                "pass its to_local() with process_group=, or its full_tensor()"
             )
     return levels
 

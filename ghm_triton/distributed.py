@@ -17,8 +17,8 @@ def group_name(process_group: "torch.distributed.ProcessGroup | None") -> str | 
         raise RuntimeError("process_group needs a PyTorch that is built with torch.distributed")
     if not isinstance(process_group, torch.distributed.ProcessGroup):
         raise TypeError(
-            f"process_group must be a torch.distributed.ProcessGroup that this process belongs to, got {process_group!r} "
-            f"of type {type(process_group).__name__}"
+            "process_group must be a torch.distributed.ProcessGroup that this process belongs to, "
+            f"got {process_group!r} of type {type(process_group).__name__}"
         )
     return process_group.group_name
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .autograd import Options, evaluate
+from .autograd import differentiable_loss
 from .backend import use_triton
-from .checks import Names, check_mu, check_number, check_options, check_population, check_running_counts
+from .checks import Names, check_mu, check_options, check_population, check_running_counts
 from .distributed import group_name
+from .options import Options
 
 Levels = Tensor | Sequence[Tensor]
 
@@ -72,20 +73,8 @@ def ghmc_loss(
         >>> labels = torch.randint(-1, 80, (1000,))         # -1: background
         >>> ghmc_loss(logits, labels, bins=30).backward()
     """
-    return compute(
-        input,
-        target,
-        weight,
-        mu=None,
-        bins=bins,
-        momentum=momentum,
-        running_counts=running_counts,
-        variant=variant,
-        reduction=reduction,
-        max_weight=max_weight,
-        backend=backend,
-        process_group=process_group,
-    )
+    options = Options(None, bins, momentum, variant, reduction, max_weight)
+    return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 
 def ghmr_loss(
@@ -127,61 +116,35 @@ def ghmr_loss(
         >>> ghmr_loss(deltas, targets, bins=10).backward()
     """
     check_mu(mu)
-    return compute(
-        input,
-        target,
-        weight,
-        mu=float(mu),
-        bins=bins,
-        momentum=momentum,
-        running_counts=running_counts,
-        variant=variant,
-        reduction=reduction,
-        max_weight=max_weight,
-        backend=backend,
-        process_group=process_group,
-    )
+    options = Options(mu, bins, momentum, variant, reduction, max_weight)
+    return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 
-def compute(
-    input,
-    target,
-    weight,
-    *,
-    mu: float | None,
-    bins: int,
-    momentum: float,
+def checked_loss(
+    input: Levels,
+    target: Levels,
+    weight: Levels | None,
     running_counts: Tensor | None,
-    variant: str,
-    reduction: str,
-    max_weight: float | None = None,
+    options: Options,
+    *,
     backend: str | None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
-    loss_weight: float = 1.0,
-    update: bool = True,
-    names: Names = Names(),
-):
-    """Checks everything, then evaluates GHM-C (mu None) or GHM-R; what the functions and the modules share."""
-    check_options(bins, momentum, variant, reduction, max_weight)
-    check_number("loss_weight", loss_weight, float("-inf"), "finite")
-    population = check_population(input, target, weight, class_index=mu is None, names=names)
+    names: Names | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """Checks everything, then computes the loss: what the functions and the modules share. names: of the arguments."""
+    names = names or Names()
+    options = check_options(options)
+    population = check_population(input, target, weight, class_index=options.mu is None, names=names)
     first = population.inputs[0]
-    check_running_counts(running_counts, bins, momentum, variant, first.device, names)
-    triton = use_triton(backend, first.device, first.dtype, bins)
+    check_running_counts(running_counts, options, first.device, names)
+    triton = use_triton(backend, first.device, first.dtype, options.bins)
     group = group_name(process_group)
-    shares = 1 if group is None or reduction == "none" else process_group.size()
-    differentiable = population.inputs if mu is None else population.inputs + population.targets
-    options = Options(
-        mu=mu,
-        bins=bins,
-        momentum=float(momentum),
-        loss_weight=float(loss_weight) * shares,
-        max_weight=None if max_weight is None else float(max_weight),
-        mmdet=variant == "mmdet",
-        reduction=reduction,
-        update=update,
+    shares = 1 if group is None or options.unreduced else process_group.size()
+    differentiable = population.inputs if options.mu is None else population.inputs + population.targets
+    options = options._replace(
+        loss_weight=options.loss_weight * shares,
         grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
         group=group,
     )
-    losses = evaluate(population, running_counts, options, triton=triton)
-    return tuple(losses) if reduction == "none" and isinstance(input, (tuple, list)) else losses[0]
+    losses = differentiable_loss(population, running_counts, options, triton=triton)
+    return tuple(losses) if options.unreduced and isinstance(input, (tuple, list)) else losses[0]

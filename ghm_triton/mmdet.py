@@ -7,29 +7,17 @@ weight above 65504 fits 16-bit predictions, a module cast to half keeps its edge
 import torch
 from torch import Tensor
 
-from .checks import (
-    REDUCTIONS,
-    Names,
-    check_bins,
-    check_choice,
-    check_max_weight,
-    check_momentum,
-    check_mu,
-    check_number,
-)
-from .functional import compute
+from .checks import REDUCTIONS, Names, check_choice, check_mu, check_options
+from .conventions import region_edges
+from .functional import checked_loss
 from .modules import Fp32Buffers
-from .regions import region_edges
+from .options import Options
 
 
 class _DropIn(Fp32Buffers):
     def __init__(self, bins, momentum, loss_weight, reduction, max_weight):
         super().__init__()
-        check_bins(bins)
-        check_momentum(momentum)
-        check_number("loss_weight", loss_weight, float("-inf"), "finite")
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_max_weight(max_weight)
+        check_options(Options(None, bins, momentum, "mmdet", reduction, max_weight, loss_weight))
         self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
         self.max_weight = max_weight
         self.register_buffer("edges", region_edges(bins))  # of the checkpoint format; the last one is open
@@ -39,19 +27,14 @@ class _DropIn(Fp32Buffers):
     def _compute(self, pred, target, label_weight, reduction_override, mu):
         if reduction_override is not None:
             check_choice("reduction_override", reduction_override, REDUCTIONS)
-        return compute(
+        reduction = reduction_override or self.reduction
+        return checked_loss(
             pred,
             target,
             label_weight,
-            mu=mu,
-            bins=self.bins,
-            momentum=self.momentum,
-            running_counts=self.acc_sum if self.momentum > 0 else None,
-            variant="mmdet",
-            reduction=reduction_override or self.reduction,
-            max_weight=self.max_weight,
+            self.acc_sum if self.momentum > 0 else None,
+            Options(mu, self.bins, self.momentum, "mmdet", reduction, self.max_weight, self.loss_weight),
             backend=None,
-            loss_weight=self.loss_weight,
             names=Names("pred", "target", "label_weight", "acc_sum"),
         )
 

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from .backend import check_backend
-from .checks import check_mu, check_number, check_options, state_size
+from .checks import check_mu, check_options
+from .conventions import state_size
 from .distributed import world
-from .functional import Levels, compute
+from .functional import Levels, checked_loss
+from .options import SETTINGS, Options
 
 
 class Fp32Buffers(nn.Module):
@@ -22,41 +24,32 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 
 
 class _HarmonizedLoss(Fp32Buffers):
-    def __init__(self, bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight):
+    """The settings are attributes of the names that they have as arguments, and read in each call."""
+
+    def __init__(self, options: Options, backend: str | None, sync: bool):
         super().__init__()
-        check_options(bins, momentum, variant, reduction, max_weight)
-        check_number("loss_weight", loss_weight, float("-inf"), "finite")
+        check_options(options)
         check_backend(backend)
         if not isinstance(sync, bool):
             raise TypeError(f"sync must be a bool, got {sync!r} of type {type(sync).__name__}")
-        self.bins, self.momentum, self.variant, self.max_weight = bins, momentum, variant, max_weight
-        self.loss_weight, self.reduction, self.backend, self.sync = loss_weight, reduction, backend, sync
-        state = torch.zeros(state_size(bins, variant), dtype=torch.float32) if momentum > 0 else None
-        self.register_buffer("running_counts", state)
+        for name in SETTINGS:
+            setattr(self, name, getattr(options, name))
+        self.backend, self.sync = backend, sync
+        size = state_size(options.bins, options.variant)
+        self.register_buffer("running_counts", torch.zeros(size, dtype=torch.float32) if options.momentum > 0 else None)
 
-    def _compute(self, input, target, weight, mu):
-        return compute(
-            input,
-            target,
-            weight,
-            mu=mu,
-            bins=self.bins,
-            momentum=self.momentum,
-            running_counts=self.running_counts,
-            variant=self.variant,
-            reduction=self.reduction,
-            max_weight=self.max_weight,
-            backend=self.backend,
-            process_group=world(self.sync),
-            loss_weight=self.loss_weight,
-            update=self.training or self.variant == "mmdet",
+    def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
+        """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss` and :func:`ghm_triton.ghmr_loss`."""
+        options = Options(**{name: getattr(self, name) for name in SETTINGS})
+        options = options._replace(update=self.training or options.mmdet)
+        group = world(self.sync)
+        return checked_loss(
+            input, target, weight, self.running_counts, options, backend=self.backend, process_group=group
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"bins={self.bins}, momentum={self.momentum}, variant={self.variant!r}, loss_weight={self.loss_weight}, "
-            f"reduction={self.reduction!r}, max_weight={self.max_weight}, sync={self.sync}"
-        )
+        shown = {name: getattr(self, name) for name in (*SETTINGS, "sync")}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
 
 
 class GHMCLoss(_HarmonizedLoss):
@@ -81,6 +74,7 @@ class GHMCLoss(_HarmonizedLoss):
 
     def __init__(
         self,
+        *,
         bins: int = 30,
         momentum: float = 0.75,
         variant: str = "paper",
@@ -90,11 +84,7 @@ class GHMCLoss(_HarmonizedLoss):
         sync: bool = False,
         max_weight: float | None = None,
     ):
-        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight)
-
-    def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
-        """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss`."""
-        return self._compute(input, target, weight, None)
+        super().__init__(Options(None, bins, momentum, variant, reduction, max_weight, loss_weight), backend, sync)
 
 
 class GHMRLoss(_HarmonizedLoss):
@@ -117,6 +107,7 @@ class GHMRLoss(_HarmonizedLoss):
 
     def __init__(
         self,
+        *,
         mu: float = 0.02,
         bins: int = 10,
         momentum: float = 0.75,
@@ -128,12 +119,4 @@ class GHMRLoss(_HarmonizedLoss):
         max_weight: float | None = None,
     ):
         check_mu(mu)
-        super().__init__(bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight)
-        self.mu = mu
-
-    def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
-        """Shapes and dtypes as for :func:`ghm_triton.ghmr_loss`."""
-        return self._compute(input, target, weight, float(self.mu))
-
-    def extra_repr(self) -> str:
-        return f"mu={self.mu}, {super().extra_repr()}"
+        super().__init__(Options(mu, bins, momentum, variant, reduction, max_weight, loss_weight), backend, sync)

@@ -1,67 +1,73 @@
 """The operators: schemas, implementations, fakes for tracing, and rules for vmap. ghm_triton.autograd adds derivatives.
 
-    eager      GHM-C (mu None) or GHM-R by ghm_triton.eager, on any device
-    forward    the same by the kernels
-    backward   its gradients with respect to `inputs`, from the incoming `grads` and the coefficients
+    eager_loss        GHM-C (mu None) or GHM-R by ghm_triton.eager, on any device
+    triton_loss       the same by the kernels
+    triton_gradient   its gradients with respect to `inputs`, from the incoming `grads` and the coefficients
 
-Lists hold one tensor a level; `weights` may be empty. eager and forward return the loss, or the losses of each level for
-"none"; then what backward needs: for eager the gradients if `grad`, for forward the coefficients; then the new
-running_counts if there are any and `update`. Those of the kernels take contiguous tensors; on the CPU they run in
-Triton's interpreter.
+Lists hold one tensor per level; `weights` may be empty. The losses return the loss, or the losses of each level for
+"none"; then what the gradient needs: for eager_loss the gradients if `grad`, for triton_loss the coefficients; then
+the new running_counts if there are any and `update`. The options come one by one, as ghm_triton.options lists them.
+The operators of the kernels take contiguous tensors; on the CPU they run in Triton's interpreter.
+
+eager_loss is opaque to torch.compile: traced into its graph, its choices by data (which blocks are easy) would break the
+graph, and without them the compiled code is slower than the plain call.
 """
 
 import torch
 
 from . import eager
 from .backend import kernels
-from .eager_levels import compute_dtype
+from .conventions import Population, compute_dtype, slots_of_kernels
 from .interpreter import interpreted
+from .options import SCHEMA, Options
 
 _POPULATION = "Tensor[] inputs, Tensor[] targets, Tensor[] weights"
-_LOSS = (
-    f"({_POPULATION}, Tensor? running_counts, float? mu, int bins, float momentum, float loss_weight, "
-    "float? max_weight, bool mmdet, str reduction, bool update, bool grad, str? group) -> Tensor[]"
-)
 library = torch.library.Library("ghm_triton", "DEF")
-library.define(f"eager{_LOSS}")
-library.define(f"forward{_LOSS}")
-library.define(f"backward(Tensor[] grads, {_POPULATION}, Tensor coefficients, float? mu, int bins) -> Tensor[]")
+library.define(f"eager_loss({_POPULATION}, Tensor? running_counts, {SCHEMA}) -> Tensor[]")
+library.define(f"triton_loss({_POPULATION}, Tensor? running_counts, {SCHEMA}) -> Tensor[]")
+library.define(f"triton_gradient(Tensor[] grads, {_POPULATION}, Tensor coefficients, {SCHEMA}) -> Tensor[]")
 
-library.impl("eager", eager.compute, "CompositeExplicitAutograd")
+
+def _eager_loss(inputs, targets, weights, running_counts, *options):
+    return eager.compute_loss(Population(inputs, targets, weights), running_counts, Options(*options))
+
+
+def _triton_loss(inputs, targets, weights, running_counts, *options):
+    return kernels.launch_loss(Population(inputs, targets, weights), running_counts, Options(*options))
+
+
+def _triton_gradient(grads, inputs, targets, weights, coefficients, *options):
+    return kernels.launch_gradient(grads, Population(inputs, targets, weights), coefficients, Options(*options))
+
+
+library.impl("eager_loss", _eager_loss, "CompositeExplicitAutograd")
 if kernels is not None:
-    for _name, _launch in {"forward": kernels.launch_forward, "backward": kernels.launch_backward}.items():
+    for _name, _launch in {"triton_loss": _triton_loss, "triton_gradient": _triton_gradient}.items():
         library.impl(_name, interpreted(_launch), "CPU")
         library.impl(_name, _launch, "CUDA")
         library.impl(_name, _launch, "XPU")
 
 
-def _slots(bins: int) -> int:
-    return 1 << (bins + 1).bit_length()  # the power of two from bins + 2 up, as ghm_triton.kernels has it
-
-
-def _fake_outputs(inputs, running_counts, reduction, update, kept):
+def _fake_loss(inputs, running_counts, options, kept):
     dtype = compute_dtype(inputs[0].dtype)
-    losses = [input.new_empty(input.shape if reduction == "none" else (), dtype=dtype) for input in inputs]
-    state = [torch.empty_like(running_counts)] if update and running_counts is not None else []
-    return (losses if reduction == "none" else losses[:1]) + kept + state
+    losses = [input.new_empty(input.shape if options.unreduced else (), dtype=dtype) for input in inputs]
+    state = [torch.empty_like(running_counts)] if options.update and running_counts is not None else []
+    return (losses if options.unreduced else losses[:1]) + kept + state
 
 
-def _fake_eager(
-    inputs, targets, weights, running_counts, mu, bins, a, factor, most, mmdet, reduction, update, grad, group
-):
-    dtype = compute_dtype(inputs[0].dtype)
-    grads = [input.new_empty(input.shape, dtype=dtype) for input in inputs] if grad else []
-    return _fake_outputs(inputs, running_counts, reduction, update, grads)
+def _fake_eager_loss(inputs, targets, weights, running_counts, *options):
+    options, dtype = Options(*options), compute_dtype(inputs[0].dtype)
+    grads = [input.new_empty(input.shape, dtype=dtype) for input in inputs] if options.grad else []
+    return _fake_loss(inputs, running_counts, options, grads)
 
 
-def _fake_forward(
-    inputs, targets, weights, running_counts, mu, bins, a, factor, most, mmdet, reduction, update, grad, group
-):
-    coefficients = inputs[0].new_empty(_slots(bins), dtype=torch.float32)
-    return _fake_outputs(inputs, running_counts, reduction, update, [coefficients])
+def _fake_triton_loss(inputs, targets, weights, running_counts, *options):
+    options = Options(*options)
+    coefficients = inputs[0].new_empty(slots_of_kernels(options.bins), dtype=torch.float32)
+    return _fake_loss(inputs, running_counts, options, [coefficients])
 
 
-def _fake_backward(grads, inputs, targets, weights, coefficients, mu, bins):
+def _fake_triton_gradient(grads, inputs, targets, weights, coefficients, *options):
     return [torch.empty_like(input) for input in inputs]
 
 
@@ -76,7 +82,7 @@ def _one_by_one(name: str):
     """The rule for vmap: every population has a density of its own."""
 
     def rule(info, in_dims, *args):
-        if name != "backward" and args[3] is not None and in_dims[3] is None:
+        if name != "triton_gradient" and args[3] is not None and in_dims[3] is None:
             raise RuntimeError(
                 "running_counts must be batched under vmap, a state for each population, got one state for "
                 f"{info.batch_size} of them"
@@ -89,6 +95,10 @@ def _one_by_one(name: str):
     return rule
 
 
-for _name, _fake in {"eager": _fake_eager, "forward": _fake_forward, "backward": _fake_backward}.items():
+for _name, _fake in {
+    "eager_loss": _fake_eager_loss,
+    "triton_loss": _fake_triton_loss,
+    "triton_gradient": _fake_triton_gradient,
+}.items():
     torch.library.register_fake(f"ghm_triton::{_name}", _fake, lib=library)
     torch.library.register_vmap(f"ghm_triton::{_name}", _one_by_one(_name), lib=library)

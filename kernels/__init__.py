@@ -1,5 +1,9 @@
-"""Triton kernels of GHM-C and GHM-R, and the functions that launch them. Nothing here checks arguments."""
+"""The Triton kernels of GHM-C and GHM-R with their launchers: the package `ghm_triton.kernels`.
 
-from .launch import launch_backward, launch_forward
+The folder lies at the top of the repository, pyproject.toml installs it under that name. It is nearly a leaf: of
+`ghm_triton` it imports `conventions`, `options`, `distributed` and `interpreter`, and only `ghm_triton.ops` calls it.
+"""
 
-__all__ = ["launch_backward", "launch_forward"]
+from .launch import launch_gradient, launch_loss
+
+__all__ = ["launch_gradient", "launch_loss"]

@@ -11,11 +11,20 @@ For logit x, target t, p = sigmoid(x):
 Slots of a row: 0..BINS-1 the regions, BINS for NaN (counted, in no region), the last for ignored elements.
 """
 
+import functools
+import math
+
+import torch
 import triton
 import triton.language as tl
 
+from ..conventions import Level
+from ..options import Options
+from . import grids
 from .numerics import cross_entropy_terms, exp_nonpositive, log1p_small, log1p_unit, sigmoid_pair, unit_region
 from .tiles import add_by_region, add_compensated, is_plain, load_target, load_tile, load_weight, store_tile
+
+FLUSH = 16  # tiles added in plain fp32 before the compensated sum takes them
 
 
 @triton.jit
@@ -160,3 +169,58 @@ def _ghmc_weigh_kernel(
     region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
     coefficient = tl.load(coefficients_ptr + region)
     store_tile(output_ptr, start, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
+
+
+@functools.cache
+def _easy_below(bins: int) -> float:
+    """A logit, at most 0, below which sigmoid lies in region 0 whatever its rounding."""
+    if bins < 3:
+        return -1e-5
+    logit = -math.log(bins - 1)
+    return logit - 1e-5 * max(1.0, -logit)
+
+
+def accumulate_ghmc(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:
+    """Writes the first `programs` rows of counts and sums."""
+    _ghmc_accumulate_kernel[(programs,)](
+        *level,
+        counts,
+        sums,
+        level.input.numel(),
+        _easy_below(options.bins),
+        SLOTS=counts.shape[1],
+        CLASS_INDEX=level.class_index,
+        ANCHORS=grids.touched_anchors(level, grids.ACCUMULATE),
+        FLUSH=FLUSH,
+        **grids.specialize(level, options, grids.ACCUMULATE),
+    )
+
+
+def gradient_ghmc(
+    level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
+) -> None:
+    """Writes `output`, of the shape of the input. grad: one number, or one per element."""
+    _ghmc_gradient_kernel[grids.ELEMENTWISE.grid(level)](
+        *level,
+        coefficients,
+        grad,
+        output,
+        level.input.numel(),
+        CLASS_INDEX=level.class_index,
+        ELEMENT_GRAD=grad.shape == level.input.shape,
+        ANCHORS=grids.touched_anchors(level, grids.ELEMENTWISE),
+        **grids.specialize(level, options, grids.ELEMENTWISE),
+    )
+
+
+def weigh_ghmc(level: Level, coefficients: torch.Tensor, output: torch.Tensor, options: Options) -> None:
+    """Writes `output`, fp32, of the shape of the input."""
+    _ghmc_weigh_kernel[grids.ELEMENTWISE.grid(level)](
+        *level,
+        coefficients,
+        output,
+        level.input.numel(),
+        SLOTS=len(coefficients),
+        CLASS_INDEX=level.class_index,
+        **grids.specialize(level, options, grids.ELEMENTWISE),
+    )

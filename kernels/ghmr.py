@@ -11,9 +11,13 @@ For d = input - target:
 Slots of a row as in ghmc.py; the last one's sum holds the sum of the weights where the variant asks for it.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+from ..conventions import Level
+from ..options import Options
+from . import grids
 from .numerics import asl1_terms, unit_region
 from .tiles import add_by_region, add_compensated, load_tile, load_weight, store_tile
 
@@ -92,7 +96,7 @@ def _ghmr_gradient_kernel(
     ELEMENT_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """output = coefficient_j * d / sqrt(d^2 + mu^2) * grad, one tile a program; grad is one number, or one an element."""
+    """output = coefficient_j * d / sqrt(d^2 + mu^2) * grad, one tile per program; grad: one number, or one each."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
@@ -132,3 +136,48 @@ def _ghmr_weigh_kernel(
     loss, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
     coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(slope), BINS, AT_EDGES))
     store_tile(output_ptr, start, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
+
+
+def accumulate_ghmr(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:
+    """Writes the first `programs` rows of counts and sums."""
+    _ghmr_accumulate_kernel[(programs,)](
+        *level,
+        counts,
+        sums,
+        level.input.numel(),
+        options.mu,
+        options.mu * options.mu,
+        SLOTS=counts.shape[1],
+        SUM_WEIGHTS=options.mmdet and level.weight is not None,
+        **grids.specialize(level, options, grids.ACCUMULATE),
+    )
+
+
+def gradient_ghmr(
+    level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
+) -> None:
+    """Writes `output`, of the shape of the input. grad: one number, or one per element."""
+    _ghmr_gradient_kernel[grids.ELEMENTWISE.grid(level)](
+        *level,
+        coefficients,
+        grad,
+        output,
+        level.input.numel(),
+        options.mu,
+        options.mu * options.mu,
+        ELEMENT_GRAD=grad.shape == level.input.shape,
+        **grids.specialize(level, options, grids.ELEMENTWISE),
+    )
+
+
+def weigh_ghmr(level: Level, coefficients: torch.Tensor, output: torch.Tensor, options: Options) -> None:
+    """Writes `output`, fp32, of the shape of the input."""
+    _ghmr_weigh_kernel[grids.ELEMENTWISE.grid(level)](
+        *level,
+        coefficients,
+        output,
+        level.input.numel(),
+        options.mu,
+        options.mu * options.mu,
+        **grids.specialize(level, options, grids.ELEMENTWISE),
+    )

@@ -10,17 +10,23 @@ with scale = loss_weight for the mean and loss_weight * N otherwise. "paper" ave
 and divides S by it, which is 1 - a^t after t steps; "mmdet" averages only the regions with R_j > 0, as they are.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+from ..conventions import slots_of_kernels
+from ..distributed import all_reduce
+from ..options import Options
 from .tiles import add_compensated
+
+FOLD_TILE = 2048  # rows * slots that one program adds at once
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _fold_kernel(
     counts_ptr, sums_ptr, folded_counts_ptr, folded_sums_ptr, rows, SLOTS: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Adds up every num_programs-th row, ROWS at a time and always in the same order, into row program_id (int64, fp32)."""
+    """Row program_id (int64, fp32): every num_programs-th row added up, ROWS at a time, always in the same order."""
     program = tl.program_id(0)
     slot = tl.arange(0, SLOTS)
     counts = tl.zeros([SLOTS], tl.int64)
@@ -60,7 +66,8 @@ def _harmonize_kernel(
 ):
     """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the new state.
 
-    complement: 1 - momentum, rounded once. floor: 0 where beta has no limit. running: [BINS + 1] ("paper", the average of 1 last) or [BINS] ("mmdet").
+    complement: 1 - momentum, rounded once. floor: 0 where beta has no limit. running: [BINS + 1] ("paper", the average
+    of 1 last) or [BINS] ("mmdet").
     """
     slot = tl.arange(0, SLOTS)
     row = tl.arange(0, ROWS)
@@ -111,3 +118,79 @@ def _harmonize_kernel(
     tl.store(coefficients_ptr + slot, coefficient)
     found = (slot <= BINS) & (counts > 0)
     tl.store(loss_ptr, tl.sum(tl.where(found, coefficient * sums, 0.0)))
+
+
+class Rows:
+    """Counts int32 and loss sums fp32, both [programs of all levels, slots]: every program writes a row of its own."""
+
+    def __init__(self, input: torch.Tensor, programs: list[int], bins: int):
+        self.counts = input.new_empty(sum(programs), slots_of_kernels(bins), dtype=torch.int32)
+        self.sums = torch.empty_like(self.counts, dtype=torch.float32)
+        self._programs = programs
+
+    def from_level(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of the level and of those behind it."""
+        first = sum(self._programs[:index])
+        return self.counts[first:], self.sums[first:]
+
+
+def harmonize(
+    rows: Rows, running_counts: torch.Tensor | None, options: Options, *, sum_weights: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(loss [], coefficients [slots], both fp32; new running_counts if there are any and `update`).
+
+    sum_weights: whether N is the sum of the weights, which the last slot of the sums holds.
+    """
+    counts, sums, slots = rows.counts, rows.sums, rows.counts.shape[1]
+    limit = max(1, FOLD_TILE // slots)
+    if options.group is not None:
+        counts, sums = _fold(counts, sums, 1)
+        _share(counts, sums, options, sum_weights)
+    elif len(counts) > limit:
+        counts, sums = _fold(counts, sums, limit)
+    loss, coefficients = sums.new_empty(()), sums.new_empty(slots)
+    state = torch.empty_like(running_counts) if running_counts is not None and options.update else None
+    _harmonize_kernel[(1,)](
+        counts,
+        sums,
+        running_counts,
+        coefficients,
+        loss,
+        state,
+        len(counts),
+        options.momentum,
+        1.0 - options.momentum,
+        options.loss_weight,
+        0.0 if options.max_weight is None else 1 / options.max_weight,
+        BINS=options.bins,
+        SLOTS=slots,
+        ROWS=limit,
+        MMDET=options.mmdet,
+        MEAN=options.mean,
+        SUM_WEIGHTS=sum_weights,
+        HAS_STATE=running_counts is not None,
+        UPDATE=options.update,
+        num_warps=4,
+    )
+    return loss, coefficients, state
+
+
+def _fold(counts: torch.Tensor, sums: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`limit` rows of them, int64 and fp32."""
+    slots = counts.shape[1]
+    folded_counts, folded_sums = counts.new_empty(limit, slots, dtype=torch.int64), sums.new_empty(limit, slots)
+    _fold_kernel[(limit,)](counts, sums, folded_counts, folded_sums, len(counts), SLOTS=slots, ROWS=limit, num_warps=4)
+    return folded_counts, folded_sums
+
+
+def _share(counts: torch.Tensor, sums: torch.Tensor, options: Options, sum_weights: bool) -> None:
+    """Puts the counts of all processes, and N, into the only row of `counts` and `sums`."""
+    bins = options.bins
+    own = counts[0].double()
+    total = sums[0, -1:].double() if sum_weights else own[: bins + 1].sum(0, keepdim=True)
+    density, total = all_reduce(torch.cat([own[:bins], total]), options.group).split([bins, 1])
+    counts[0, :bins] = density
+    if sum_weights:
+        sums[0, -1:] = total
+    else:
+        counts[0, bins : bins + 1] = total - density.sum()  # NaN, which is in no region

@@ -42,7 +42,7 @@ def store_tile(pointer, start, n, lane, tile):
 
 @triton.jit
 def _round_to_bfloat16(tile):
-    """The nearest bfloat16, ties to even, as an fp32: a cast rounds like this on a GPU, but the interpreter's cuts off."""
+    """The nearest bfloat16, ties to even, as an fp32: so does a cast on a GPU, but the interpreter truncates."""
     bits = tile.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return tl.where(tile == tile, rounded, tile)

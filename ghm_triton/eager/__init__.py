@@ -1,0 +1,50 @@
+"""GHM-C and GHM-R in plain PyTorch: the CPU path, and the operator `ghm_triton::eager_loss`.
+
+    ghmc.py, ghmr.py   norm, loss and residual of the elements; counts by region
+    harmonize.py       from the counts to the coefficients and the moving average
+    levels.py          what the levels of both losses have in common
+
+Two passes: counts by region, then losses and gradients weighed by the coefficients that the counts of all levels give.
+ghm_triton.kernels has the same layout. Arguments are taken as checked.
+"""
+
+import torch
+from torch import Tensor
+
+from ..conventions import Population
+from ..distributed import all_reduce
+from ..options import Options
+from .ghmc import measure_ghmc
+from .ghmr import measure_ghmr
+from .harmonize import harmonize
+
+
+@torch.no_grad()
+def compute_loss(population: Population, running_counts: Tensor | None, options: Options) -> list[Tensor]:
+    """[loss], or the losses of each level for "none"; then d loss / d input of each level if `grad`; then the new
+    running_counts if there are any and `update`.
+
+    Losses and gradients in fp32, or fp64 for fp64 inputs.
+    """
+    measure = measure_ghmc if options.mu is None else measure_ghmr
+    levels = [measure(level, options) for level in population.levels()]
+    counts = sum(level.counts for level in levels).double()
+    by_weight = options.mmdet and options.mu is not None and population.weights
+    total = _sum_of_weights(population) if by_weight else counts[: options.bins + 1].sum()
+    numbers = torch.cat([counts[: options.bins], total[None]])
+    density, total = all_reduce(numbers, options.group).split([options.bins, 1])
+    coefficients, state = harmonize(density, total[0], running_counts, options)
+    coefficients = coefficients.to(levels[0].dtype)
+    results = [level.weigh(coefficients) for level in levels]
+    losses = [loss for loss, _ in results]
+    if options.unreduced:
+        losses = [torch.empty_like(loss).copy_(loss) for loss in losses]  # views could not be changed in place
+    else:
+        losses = [sum(losses).to(levels[0].dtype)]
+    grads = [grad for _, grad in results] if options.grad else []
+    return losses + grads + ([state.to(running_counts.dtype)] if state is not None and options.update else [])
+
+
+def _sum_of_weights(population: Population) -> Tensor:
+    columns = [level.input.numel() // max(1, level.weight.numel()) for level in population.levels()]
+    return sum(weight.sum(dtype=torch.float64) * each for weight, each in zip(population.weights, columns))

@@ -1,0 +1,42 @@
+"""From the counts by region to the coefficients and the moving average. The equations are in kernels/harmonize.py."""
+
+import torch
+from torch import Tensor
+
+from ..options import Options
+
+
+def harmonize(
+    density: Tensor, total: Tensor, running_counts: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    """(coefficients [bins + 2] by slot, new state or None), fp64.
+
+    density: fp64 [bins], elements in the regions. total: fp64 [], the number of elements N.
+    """
+    size = total.clamp(min=1)
+    smooth, state = _average(density, total, running_counts, options)
+    scale = torch.full_like(size, options.loss_weight) if options.mean else options.loss_weight * size
+    if options.mean and options.mmdet:
+        scale = scale * size / (size + torch.finfo(torch.float32).eps)
+    divisor = (density > 0).sum() if options.mmdet else options.bins
+    least = 0 if options.max_weight is None else size / options.max_weight
+    coefficients = torch.where(density > 0, scale / (smooth * divisor).clamp(min=least), 0.0)
+    return torch.cat([coefficients, scale[None], torch.zeros_like(scale)[None]]), state
+
+
+def _average(
+    density: Tensor, total: Tensor, running_counts: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    """(the density that weighs, new state or None)."""
+    if running_counts is None:
+        return density, None
+    momentum = options.momentum
+    old = running_counts[: options.bins].double()
+    new = momentum * old + (1 - momentum) * density
+    if options.mmdet:
+        state = torch.where(density > 0, new, old)
+        return state, state
+    age = running_counts[-1].double()
+    grown = momentum * age + (1 - momentum)
+    smooth = new / grown if options.update else torch.where(old > 0, old / age, density)
+    return smooth, torch.where(total > 0, torch.cat([new, grown[None]]), running_counts.double())

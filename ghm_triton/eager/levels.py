@@ -1,0 +1,123 @@
+"""Levels of the eager path. Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
+
+A measured level has `counts`, the elements by slot (int64 [bins + 2]: the regions, NaN, ignored). `weigh` takes the
+coefficients of the slots, which the counts of all levels give, and returns the loss and the gradient.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..conventions import Level, compute_dtype, floor_misses_edges, region_edges
+from ..options import Options
+
+BLOCK = 32  # chunks are multiples of it, for the levels that judge so many elements together
+
+
+class MeasuredLevel:
+    """What all levels have in common."""
+
+    chunk = 1 << 20  # elements: few passes over 4 MB of fp32, and enough of them to hide the cost of a call
+    counts: Tensor
+
+    def __init__(self, level: Level, options: Options):
+        self.grad, self.unreduced, self.bins = options.grad, options.unreduced, options.bins
+        self.nan, self.ignored = self.bins, self.bins + 1  # slots
+        self.shape = level.input.shape
+        self.columns = level.columns if level.input.numel() else 1
+        self.input = level.input.reshape(-1, self.columns)
+        self.weight = None
+        if level.weight is not None:
+            self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+        self.dtype = compute_dtype(level.input.dtype)
+        self.edges = torch.full((self.bins + 2,), torch.inf, dtype=self.dtype, device=level.input.device)
+        self.edges[: self.bins] = region_edges(self.bins, level.input.device)[:-1]
+        self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(self.bins)
+
+    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
+
+        coefficients: [bins + 2] by slot, in the dtype of computation.
+        """
+        raise NotImplementedError
+
+    def chunks(self) -> list[slice]:
+        """Slices of the rows; but for the last, their elements are multiples of BLOCK."""
+        step = BLOCK // math.gcd(BLOCK, self.columns)
+        rows = max(step, self.chunk // self.columns // step * step)
+        return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
+
+    def is_ignored(self, rows: slice) -> Tensor:
+        """[rows, columns], or [rows, 1] for weights per anchor. A NaN weight ignores its element."""
+        return ~(self.weight[rows] > 0)
+
+    def slots_of(self, norm: Tensor) -> Tensor:
+        """int32 slot of each gradient norm; a norm above 1, of a target outside of [0, 1], is in the last region."""
+        position = (norm * self.bins).clamp_(max=self.bins - 1)
+        slots = position.nan_to_num_(nan=self.nan).to(torch.int32)
+        if self.compare_edges:
+            slots -= (norm < lookup(self.edges, slots)).to(torch.int32)
+            slots += (norm >= lookup(self.edges, slots + 1)).to(torch.int32)
+        return slots
+
+
+class ElementLevel(MeasuredLevel):
+    """Element by element: `terms` takes inputs and targets and returns (gradient norm, loss, residual).
+
+    Losses are added up by slot while they are in the cache: one pass, and for the gradient one over what it left.
+    """
+
+    chunk = 1 << 17
+
+    def __init__(
+        self, level: Level, options: Options, terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    ):
+        super().__init__(level, options)
+        self.losses = self._new(self.dtype) if self.unreduced else None
+        self.grads = self._new(self.dtype) if self.grad else None
+        small = self.bins + 2 < 256
+        self.slots = self._new(torch.uint8 if small else torch.int32) if self.grad or self.unreduced else None
+        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=self.input.device)
+        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
+        target = level.target.reshape(-1, self.columns)
+        for rows in self.chunks():
+            self._measure(rows, *terms(self.input[rows].to(self.dtype), target[rows].to(self.dtype)))
+
+    def _new(self, dtype: torch.dtype) -> Tensor:
+        return torch.empty(self.input.shape, dtype=dtype, device=self.input.device)
+
+    def _measure(self, rows: slice, norm: Tensor, loss: Tensor, residual: Tensor) -> None:
+        slots = self.slots_of(norm)
+        if self.weight is not None:
+            slots.masked_fill_(self.is_ignored(rows), self.ignored)
+        flat = slots.reshape(-1)
+        self.counts += torch.bincount(flat, minlength=self.bins + 2)
+        if self.slots is not None:
+            self.slots[rows] = slots
+        if self.grads is not None:
+            self.grads[rows] = residual
+        if self.losses is not None:
+            self.losses[rows] = loss
+        else:
+            self.sums += torch.bincount(flat, weights=loss.reshape(-1).double(), minlength=self.bins + 2)
+
+    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        for rows in self.chunks() if self.slots is not None else ():
+            slots = self.slots[rows].to(torch.int32)
+            coefficient = lookup(coefficients, slots)
+            for values in (self.losses, self.grads):
+                if values is not None:
+                    values[rows] *= coefficient
+                    if self.weight is not None:
+                        values[rows].masked_fill_(slots == self.ignored, 0.0)
+        grads = None if self.grads is None else self.grads.view(self.shape)
+        if self.losses is not None:
+            return self.losses.view(self.shape), grads
+        counted = self.sums[: self.ignored]
+        return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum(), grads
+
+
+def lookup(table: Tensor, index: Tensor) -> Tensor:
+    return table.index_select(0, index.reshape(-1)).view(index.shape)

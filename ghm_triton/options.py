@@ -1,0 +1,45 @@
+"""What one call of a loss is asked for. This is the only list of the options: the operators' schemas are made of it."""
+
+from typing import NamedTuple
+
+_SCHEMA_TYPES = {bool: "bool", int: "int", float: "float", str: "str", float | None: "float?", str | None: "str?"}
+
+
+class Options(NamedTuple):
+    """The settings of a loss, then what differs from call to call.
+
+    Attributes:
+        mu: Where ASL1 turns from quadratic to linear. None: GHM-C.
+        bins, momentum, variant, reduction, max_weight: As for :func:`ghm_triton.ghmc_loss`.
+        loss_weight: Factor of the loss.
+        update: Whether the moving average takes this call in.
+        grad: Whether a gradient may be asked for.
+        group: Name of the process group that shares the density, or None.
+    """
+
+    mu: float | None
+    bins: int
+    momentum: float
+    variant: str
+    reduction: str
+    max_weight: float | None
+    loss_weight: float = 1.0
+    update: bool = True
+    grad: bool = False
+    group: str | None = None
+
+    @property
+    def mmdet(self) -> bool:
+        return self.variant == "mmdet"
+
+    @property
+    def mean(self) -> bool:
+        return self.reduction == "mean"
+
+    @property
+    def unreduced(self) -> bool:
+        return self.reduction == "none"
+
+
+SETTINGS = tuple(name for name in Options._fields if name not in ("update", "grad", "group"))
+SCHEMA = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in Options.__annotations__.items())

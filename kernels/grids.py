@@ -1,0 +1,67 @@
+"""Blocks and grids of the launches, and the constants that a kernel is compiled for."""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+
+from ..conventions import Level, floor_misses_edges
+from ..options import Options
+
+LANES = 64 if torch.version.hip else 32
+PROGRAMS_PER_SM = 20  # of 32 threads and up to 96 registers: all are resident at once
+
+
+class Tile(NamedTuple):
+    """The elements that a program takes at once, and its warps."""
+
+    block: int
+    warps: int
+
+    def grid(self, level: Level) -> tuple[int]:
+        """One program per tile."""
+        return (triton.cdiv(level.input.numel(), self.block),)
+
+
+ACCUMULATE = Tile(8 * LANES, 1)  # one warp: a tile leaves the fast path by itself, and nothing waits at a barrier
+ELEMENTWISE = Tile(2048, 4)
+
+
+def accumulate_programs(level: Level) -> int:
+    """Programs that count a level: one per tile, at most as many as are resident at once."""
+    return min(*ACCUMULATE.grid(level), resident_programs(level.input.device))
+
+
+@functools.cache
+def resident_programs(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS_PER_SM
+    if device.type == "xpu":
+        return torch.xpu.get_device_properties(device).max_compute_units * PROGRAMS_PER_SM
+    return 32  # interpreter
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device; make that the tensors' own."""
+    return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else contextlib.nullcontext()
+
+
+def specialize(level: Level, options: Options, tile: Tile) -> dict:
+    """The constants that the kernels of both losses are compiled for."""
+    return dict(
+        COLUMNS=level.columns,
+        BINS=options.bins,
+        AT_EDGES=floor_misses_edges(options.bins),
+        ANCHOR_WEIGHT=level.anchor_weight,
+        ELEMENT_WEIGHT=level.element_weight,
+        BLOCK=tile.block,
+        num_warps=tile.warps,
+    )
+
+
+def touched_anchors(level: Level, tile: Tile) -> int:
+    """A power of two, at least the number of anchors that a tile can touch."""
+    whole = tile.block % level.columns == 0
+    return triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2))
