@@ -6,11 +6,11 @@
 
 Lists hold one tensor per level; `weights` may be empty. The losses return the loss, or the losses of each level for
 "none"; then what the gradient needs: for eager_loss the gradients if `grad`, for triton_loss the coefficients; then
-the new running_counts if there are any and `update`. The options come one by one, as ghm_triton.options lists them.
+the new running_counts if there are any and `update`. The options come one by one, in the order of ghm_triton.options.
 The operators of the kernels take contiguous tensors; on the CPU they run in Triton's interpreter.
 
-eager_loss is opaque to torch.compile: traced into its graph, its choices by data (which blocks are easy) would break the
-graph, and without them the compiled code is slower than the plain call.
+eager_loss is opaque to torch.compile: its choices by data (which blocks are easy) would break a traced graph, and
+without them the compiled code is slower than the plain call.
 """
 
 import torch

@@ -19,23 +19,34 @@ def launch_loss(population: Population, running_counts: torch.Tensor | None, opt
     Losses and coefficients in fp32. GHM-R in "mmdet" takes the sum of the weights for the number of elements. `grad` is
     not used: coefficients are all that the gradient needs.
     """
-    accumulate, weigh = (accumulate_ghmc, weigh_ghmc) if options.mu is None else (accumulate_ghmr, weigh_ghmr)
-    first, levels = population.inputs[0], population.levels()
-    with grids.on_device(first.device):
-        programs = [grids.accumulate_programs(level) for level in levels]
-        rows = Rows(first, programs, options.bins)
-        for index, level in enumerate(levels):
-            if programs[index]:
-                accumulate(level, *rows.from_level(index), programs[index], options)
-        sum_weights = options.mmdet and options.mu is not None and bool(population.weights)
+    sum_weights = options.mmdet and options.mu is not None and bool(population.weights)
+    with grids.on_device(population.inputs[0].device):
+        rows = accumulate(population, options)
         loss, coefficients, state = harmonize(rows, running_counts, options, sum_weights=sum_weights)
-        losses = [loss]
-        if options.unreduced:
-            losses = [torch.empty_like(level.input, dtype=torch.float32) for level in levels]
-            for level, output in zip(levels, losses):
-                if output.numel():
-                    weigh(level, coefficients, output, options)
+        losses = _weigh(population, coefficients, options) if options.unreduced else [loss]
     return losses + [coefficients] + ([] if state is None else [state])
+
+
+def accumulate(population: Population, options: Options) -> Rows:
+    """Counts and loss sums by region of all levels, one row per program."""
+    launch = accumulate_ghmc if options.mu is None else accumulate_ghmr
+    levels = population.levels()
+    programs = [grids.accumulate_programs(level) for level in levels]
+    rows = Rows(population.inputs[0], programs, options.bins)
+    for index, level in enumerate(levels):
+        if programs[index]:
+            launch(level, *rows.from_level(index), programs[index], options)
+    return rows
+
+
+def _weigh(population: Population, coefficients: torch.Tensor, options: Options) -> list[torch.Tensor]:
+    """The losses of the elements, fp32, in the shapes of the inputs."""
+    launch = weigh_ghmc if options.mu is None else weigh_ghmr
+    outputs = [torch.empty_like(input, dtype=torch.float32) for input in population.inputs]
+    for level, output in zip(population.levels(), outputs):
+        if output.numel():
+            launch(level, coefficients, output, options)
+    return outputs
 
 
 def launch_gradient(
@@ -45,11 +56,11 @@ def launch_gradient(
 
     grads: one number [], or one tensor per level, of the shape of the input.
     """
-    gradient = gradient_ghmc if options.mu is None else gradient_ghmr
+    launch = gradient_ghmc if options.mu is None else gradient_ghmr
     outputs = [torch.empty_like(input) for input in population.inputs]
     grads = grads if options.unreduced else grads * len(outputs)
     with grids.on_device(outputs[0].device):
         for level, grad, output in zip(population.levels(), grads, outputs):
             if output.numel():
-                gradient(level, coefficients, grad, output, options)
+                launch(level, coefficients, grad, output, options)
     return outputs

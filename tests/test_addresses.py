@@ -10,11 +10,13 @@ from compare import assert_close, logits
 from conftest import POISON
 from ghm_triton import ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
+from ghm_triton.conventions import Level, Population
 from ghm_triton.interpreter import interpreting
+from ghm_triton.options import Options
 
 pytestmark = pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter")
 if kernels is not None:
-    from ghm_triton.kernels import launch
+    from ghm_triton.kernels import ghmr, grids, launch
     from triton.runtime import interpreter
 
 
@@ -72,8 +74,9 @@ def test_the_watch_sees_an_access_outside(watched):
     x = logits(300)
     with pytest.raises(Exception, match="1 of 44 accesses are outside"):
         arguments = (x[:299], x.clone(), None, torch.zeros(32), torch.ones(()), torch.empty(300), 300, 0.02, 0.0004)
-        constants = launch._specialisation(x, x, None, 30, 256) | dict(ELEMENT_GRAD=False)
-        launch._ghmr_gradient_kernel[(2,)](*arguments, **constants)
+        options = Options(0.02, 30, 0.0, "paper", "mean", None)
+        constants = grids.specialize(Level(x, x, None), options, grids.Tile(256, 1)) | dict(ELEMENT_GRAD=False)
+        ghmr._ghmr_gradient_kernel[(2,)](*arguments, **constants)
 
 
 @pytest.fixture
@@ -88,7 +91,7 @@ def last_programs_only(monkeypatch):
         raising=False,
     )
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)  # a copy onto itself
-    monkeypatch.setattr(launch, "_resident_programs", lambda device: 2**62)
+    monkeypatch.setattr(grids, "resident_programs", lambda device: 2**62)
 
 
 @pytest.mark.parametrize("kind", ["index", "dense", "boxes"])
@@ -111,18 +114,19 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     weight, few = torch.empty(rows), torch.arange(tail) % 3 - 1.0
     x[-tail:], target[-tail:], weight[-tail:] = small, labels if kind == "index" else aim, few
     mu, coefficients = 0.02 if kind == "boxes" else None, torch.linspace(0.1, 1, 32)
-    arguments = [torch.ones(())], [x], [target], [weight], coefficients, mu, bins
-    (grad,) = launch.launch_backward(*arguments)
-    part = [torch.ones(())], [small], [labels if kind == "index" else aim], [few], coefficients, mu, bins
-    (expected,) = launch.launch_backward(*part)
-    done = x.numel() % launch.ELEMENTWISE_BLOCK + launch.ELEMENTWISE_BLOCK
+    options = Options(mu, bins, 0.0, "paper", "mean", None)
+    whole = Population([x], [target], [weight])
+    (grad,) = launch.launch_gradient([torch.ones(())], whole, coefficients, options)
+    part = Population([small], [labels if kind == "index" else aim], [few])
+    (expected,) = launch.launch_gradient([torch.ones(())], part, coefficients, options)
+    done = x.numel() % grids.ELEMENTWISE.block + grids.ELEMENTWISE.block
     kept = min(done, tail * 80)
     assert_close(grad.view(-1)[-kept:], expected.view(-1)[-kept:].double(), 0)
     assert grad.view(-1)[-kept:].abs().sum() > 0
 
-    rows_of_sums = launch._accumulate([x], [target], [weight], mu, bins, False)
-    tiles = x.numel() % launch.ACCUMULATE_BLOCK
-    cut = launch.ACCUMULATE_BLOCK + tiles  # elements of the last two programs
+    rows_of_sums = launch.accumulate(whole, options)
+    tiles = x.numel() % grids.ACCUMULATE.block
+    cut = grids.ACCUMULATE.block + tiles  # elements of the last two programs
     counts = rows_of_sums.counts[-2:].sum(0)
     wide = few[:, None].expand(tail, 80).reshape(-1)[-cut:]
     assert counts[: bins + 1].sum() == (wide > 0).sum()

@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from compare import LayerWithLoss, assert_close, logits
 from ghm_triton import GHMC, GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
-from ghm_triton.regions import floor_misses_edges
+from ghm_triton.conventions import Population, floor_misses_edges
+from ghm_triton.options import Options
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 
@@ -125,14 +126,15 @@ class Recorder:
 @pytest.fixture
 def recorded(monkeypatch, fake_cuda):
     pytest.importorskip("triton")
-    from ghm_triton.kernels import launch
+    from ghm_triton.kernels import ghmc, ghmr, grids, harmonize
 
     launches = []
-    for name in dir(launch):
-        if name.endswith("_kernel"):
-            monkeypatch.setattr(launch, name, Recorder(name.strip("_"), launches))
-    monkeypatch.setattr(launch, "_resident_programs", lambda device: 2640)
-    monkeypatch.setattr(launch, "_on", lambda device: contextlib.nullcontext())
+    for module in (ghmc, ghmr, harmonize):
+        for name in dir(module):
+            if name.endswith("_kernel"):
+                monkeypatch.setattr(module, name, Recorder(name.strip("_"), launches))
+    monkeypatch.setattr(grids, "resident_programs", lambda device: 2640)
+    monkeypatch.setattr(grids, "on_device", lambda device: contextlib.nullcontext())
     floor_misses_edges(30), floor_misses_edges(10)  # of the host, once for each number of bins
     return launches
 
@@ -146,11 +148,10 @@ def test_launches_need_no_value_of_the_device(mu, reduction, recorded):
         x = torch.empty(100_000, 80, device="cuda")
         target = torch.empty(100_000, dtype=torch.int64, device="cuda") if mu is None else torch.empty_like(x)
         weight, state = torch.empty(100_000, device="cuda"), torch.empty(bins + 1, device="cuda")
-        operator = kernels.launch_forward
-        losses, coefficients, new = operator(
-            [x], [target], [weight], state, mu, bins, 0.5, 1.0, None, False, reduction, True, True, None
-        )
-        (grad,) = kernels.launch_backward([losses], [x], [target], [weight], coefficients, mu, bins)
+        population = Population([x], [target], [weight])
+        options = Options(mu, bins, 0.5, "paper", reduction, None)
+        losses, coefficients, new = kernels.launch_loss(population, state, options)
+        (grad,) = kernels.launch_gradient([losses], population, coefficients, options)
         assert grad.shape == x.shape and grad.device.type == "cuda" and new.shape == state.shape
         with pytest.raises(DataDependentOutputException):
             losses.sum().item()
@@ -180,7 +181,7 @@ def test_traced_for_cuda(fake_cuda):
         function = torch.compile(ghmc_loss, fullgraph=True, backend=keep)
         loss = function(x, labels, momentum=0.5, running_counts=state)
         assert loss.device.type == "cuda" and loss.shape == ()
-    assert torch.ops.ghm_triton.forward in graphs[0] and "copy_" in graphs[0] and len(graphs) == 1
+    assert torch.ops.ghm_triton.triton_loss in graphs[0] and "copy_" in graphs[0] and len(graphs) == 1
 
 
 @on_cuda

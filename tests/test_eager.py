@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ghm_triton import eager_levels, ghmc_loss, ghmr_loss
+from ghm_triton import ghmc_loss, ghmr_loss
+from ghm_triton.eager import levels
 from loops import GRADIENT, LOSS, Loop, assert_agrees, assert_near, off_edges
 
 VARIANTS = ["paper", "mmdet"]
@@ -57,7 +58,7 @@ def test_chunks_and_blocks(columns, weight_kind, draw, monkeypatch):
 
     Trained logits, so that nearly all blocks of 32 are easy and the gathered ones are few.
     """
-    for level in (eager_levels._Level, eager_levels._ElementLevel):
+    for level in (levels.MeasuredLevel, levels.ElementLevel):
         monkeypatch.setattr(level, "chunk", 128)
     for reduction in ("mean", "none"):
         loop = Loop("c", 30, variant="mmdet")
