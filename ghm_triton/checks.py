@@ -37,6 +37,10 @@ def check_bins(bins) -> None:
         raise ValueError(f"bins must be at least 1, got {bins}")
 
 
+def check_exponent(exponent, *, name: str = "exponent") -> None:
+    check_number(name, exponent, 0, "in [0, 1]", below=math.nextafter(1, 2), low_allowed=True)
+
+
 def check_number(name: str, value, low: float, expected: str, *, below: float = math.inf, low_allowed=False) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
@@ -65,9 +69,10 @@ def check_options(options: Options) -> Options:
     check_momentum(options.momentum)
     check_choice("variant", options.variant, VARIANTS)
     check_choice("reduction", options.reduction, REDUCTIONS)
+    check_exponent(options.exponent)
     check_max_weight(options.max_weight)
     check_number("loss_weight", options.loss_weight, -math.inf, "finite")
-    floats = ("mu", "momentum", "max_weight", "loss_weight")
+    floats = ("mu", "momentum", "exponent", "max_weight", "loss_weight")
     given = {name: getattr(options, name) for name in floats}
     return options._replace(**{name: float(value) for name, value in given.items() if value is not None})
 

@@ -15,11 +15,11 @@ from .options import Options
 
 
 class _DropIn(Fp32Buffers):
-    def __init__(self, bins, momentum, loss_weight, reduction, max_weight):
+    def __init__(self, bins, momentum, loss_weight, reduction, exponent, max_weight):
         super().__init__()
-        check_options(Options(None, bins, momentum, "mmdet", reduction, max_weight, loss_weight))
+        check_options(Options(None, bins, momentum, "mmdet", reduction, exponent, max_weight, loss_weight))
         self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
-        self.max_weight = max_weight
+        self.exponent, self.max_weight = exponent, max_weight
         self.register_buffer("edges", region_edges(bins))  # of the checkpoint format; the last one is open
         if momentum > 0:
             self.register_buffer("acc_sum", torch.zeros(bins, dtype=torch.float32))
@@ -28,12 +28,15 @@ class _DropIn(Fp32Buffers):
         if reduction_override is not None:
             check_choice("reduction_override", reduction_override, REDUCTIONS)
         reduction = reduction_override or self.reduction
+        options = Options(
+            mu, self.bins, self.momentum, "mmdet", reduction, self.exponent, self.max_weight, self.loss_weight
+        )
         return checked_loss(
             pred,
             target,
             label_weight,
             self.acc_sum if self.momentum > 0 else None,
-            Options(mu, self.bins, self.momentum, "mmdet", reduction, self.max_weight, self.loss_weight),
+            options,
             backend=None,
             names=Names("pred", "target", "label_weight", "acc_sum"),
         )
@@ -48,7 +51,7 @@ class GHMC(_DropIn):
         use_sigmoid: Only True is implemented.
         loss_weight: Factor of the loss.
         reduction: "mean", "sum" or "none".
-        max_weight: As for :func:`ghm_triton.ghmc_loss`; mmdetection has none.
+        exponent, max_weight: As for :func:`ghm_triton.ghmc_loss`; mmdetection has neither.
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.
@@ -67,9 +70,10 @@ class GHMC(_DropIn):
         use_sigmoid: bool = True,
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        exponent: float = 1.0,
         max_weight: float | None = None,
     ):
-        super().__init__(bins, momentum, loss_weight, reduction, max_weight)
+        super().__init__(bins, momentum, loss_weight, reduction, exponent, max_weight)
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
         self.use_sigmoid = use_sigmoid
@@ -95,7 +99,7 @@ class GHMR(_DropIn):
 
     Args:
         mu: Where ASL1 turns from quadratic to linear; positive.
-        bins, momentum, loss_weight, reduction, max_weight: As for :class:`GHMC`.
+        bins, momentum, loss_weight, reduction, exponent, max_weight: As for :class:`GHMC`.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -113,10 +117,11 @@ class GHMR(_DropIn):
         momentum: float = 0,
         loss_weight: float = 1.0,
         reduction: str = "mean",
+        exponent: float = 1.0,
         max_weight: float | None = None,
     ):
         check_mu(mu)
-        super().__init__(bins, momentum, loss_weight, reduction, max_weight)
+        super().__init__(bins, momentum, loss_weight, reduction, exponent, max_weight)
         self.mu = mu
         self.edges[-1] = 1e3
 

@@ -56,7 +56,7 @@ class GHMCLoss(_HarmonizedLoss):
     """:func:`ghm_triton.ghmc_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
-        bins, momentum, variant, reduction, max_weight, backend: As for :func:`ghm_triton.ghmc_loss`.
+        bins, momentum, variant, reduction, exponent, max_weight, backend: As for :func:`ghm_triton.ghmc_loss`.
         loss_weight: Factor of the loss.
         sync: Take the density over all processes, if torch.distributed is initialized; `process_group` of
             :func:`ghm_triton.ghmc_loss` tells how. All processes then have the same running counts.
@@ -82,16 +82,18 @@ class GHMCLoss(_HarmonizedLoss):
         reduction: str = "mean",
         backend: str | None = None,
         sync: bool = False,
+        exponent: float = 1.0,
         max_weight: float | None = None,
     ):
-        super().__init__(Options(None, bins, momentum, variant, reduction, max_weight, loss_weight), backend, sync)
+        options = Options(None, bins, momentum, variant, reduction, exponent, max_weight, loss_weight)
+        super().__init__(options, backend, sync)
 
 
 class GHMRLoss(_HarmonizedLoss):
     """:func:`ghm_triton.ghmr_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
-        mu, bins, momentum, variant, reduction, max_weight, backend: As for :func:`ghm_triton.ghmr_loss`.
+        mu, bins, momentum, variant, reduction, exponent, max_weight, backend: As for :func:`ghm_triton.ghmr_loss`.
         loss_weight: Factor of the loss.
         sync: As for :class:`GHMCLoss`.
 
@@ -116,7 +118,9 @@ class GHMRLoss(_HarmonizedLoss):
         reduction: str = "mean",
         backend: str | None = None,
         sync: bool = False,
+        exponent: float = 1.0,
         max_weight: float | None = None,
     ):
         check_mu(mu)
-        super().__init__(Options(mu, bins, momentum, variant, reduction, max_weight, loss_weight), backend, sync)
+        options = Options(mu, bins, momentum, variant, reduction, exponent, max_weight, loss_weight)
+        super().__init__(options, backend, sync)

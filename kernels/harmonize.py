@@ -2,8 +2,10 @@
 
     R_j, L_j  number of elements and sum of losses of region j; N = sum_j R_j, or the sum of the weights
     S_j       R_j, or its moving average a * S_j + (1 - a) * R_j (eq. 12)
-    K         BINS, or the number of regions with R_j > 0 ("mmdet")
-    c_j       scale / max(S_j * K, floor * N), the harmonizing weight beta_j / N (eq. 10, 13), beta_j at most 1 / floor
+    rho       the exponent: 1 in the paper, where K is BINS, or the number of regions with R_j > 0 ("mmdet")
+    K         sum_k S_k^(1 - rho), over all regions, or those with R_k > 0 ("mmdet"); 0^0 is 1
+    c_j       scale / max(S_j^rho * K, floor * N), the harmonizing weight beta_j / N (eq. 10, 13); beta_j is at most
+              1 / floor
     loss      sum_j c_j * L_j
 
 with scale = loss_weight for the mean and loss_weight * N otherwise. "paper" averages the constant 1 beside the counts
@@ -42,7 +44,7 @@ def _fold_kernel(
     tl.store(folded_sums_ptr + program * SLOTS + slot, sums)
 
 
-@triton.jit(do_not_specialize=["rows", "momentum", "complement", "loss_weight", "floor"])
+@triton.jit(do_not_specialize=["rows", "momentum", "complement", "loss_weight", "exponent", "floor"])
 def _harmonize_kernel(
     counts_ptr,
     sums_ptr,
@@ -54,6 +56,7 @@ def _harmonize_kernel(
     momentum,
     complement,
     loss_weight,
+    exponent,
     floor,
     BINS: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -63,11 +66,12 @@ def _harmonize_kernel(
     SUM_WEIGHTS: tl.constexpr,
     HAS_STATE: tl.constexpr,
     UPDATE: tl.constexpr,
+    TEMPERED: tl.constexpr,
 ):
     """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the new state.
 
-    complement: 1 - momentum, rounded once. floor: 0 where beta has no limit. running: [BINS + 1] ("paper", the average
-    of 1 last) or [BINS] ("mmdet").
+    TEMPERED: whether the exponent is not 1. complement: 1 - momentum, rounded once. floor: 0 where beta has no limit.
+    running: [BINS + 1] ("paper", the average of 1 last) or [BINS] ("mmdet").
     """
     slot = tl.arange(0, SLOTS)
     row = tl.arange(0, ROWS)
@@ -103,7 +107,13 @@ def _harmonize_kernel(
             else:
                 smooth = tl.where(old > 0, old / age, density)
 
-    if MMDET:
+    power = smooth
+    if TEMPERED:
+        logarithm = tl.log2(tl.where(smooth > 0, smooth, 1.0))
+        power = tl.exp2(exponent * logarithm)
+        share = tl.where(smooth > 0, tl.exp2((1.0 - exponent) * logarithm), 0.0)
+        divisor = tl.sum(tl.where(present, share, 0.0) if MMDET else share)
+    elif MMDET:
         divisor = tl.sum(present.to(tl.float32))
     else:
         divisor = BINS * 1.0
@@ -113,7 +123,7 @@ def _harmonize_kernel(
         scale = loss_weight * (size / (size + 1.1920928955078125e-07))
     else:
         scale = loss_weight
-    coefficient = tl.where(present, scale / tl.where(present, tl.maximum(smooth * divisor, floor * size), 1.0), 0.0)
+    coefficient = tl.where(present, scale / tl.where(present, tl.maximum(power * divisor, floor * size), 1.0), 0.0)
     coefficient = tl.where(slot == BINS, scale, coefficient)  # the slot of NaN carries it to the loss
     tl.store(coefficients_ptr + slot, coefficient)
     found = (slot <= BINS) & (counts > 0)
@@ -161,6 +171,7 @@ def harmonize(
         options.momentum,
         1.0 - options.momentum,
         options.loss_weight,
+        options.exponent,
         0.0 if options.max_weight is None else 1 / options.max_weight,
         BINS=options.bins,
         SLOTS=slots,
@@ -170,6 +181,7 @@ def harmonize(
         SUM_WEIGHTS=sum_weights,
         HAS_STATE=running_counts is not None,
         UPDATE=options.update,
+        TEMPERED=options.exponent != 1,
         num_warps=4,
     )
     return loss, coefficients, state

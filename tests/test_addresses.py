@@ -74,7 +74,7 @@ def test_the_watch_sees_an_access_outside(watched):
     x = logits(300)
     with pytest.raises(Exception, match="1 of 44 accesses are outside"):
         arguments = (x[:299], x.clone(), None, torch.zeros(32), torch.ones(()), torch.empty(300), 300, 0.02, 0.0004)
-        options = Options(0.02, 30, 0.0, "paper", "mean", None)
+        options = Options(0.02, 30, 0.0, "paper", "mean")
         constants = grids.specialize(Level(x, x, None), options, grids.Tile(256, 1)) | dict(ELEMENT_GRAD=False)
         ghmr._ghmr_gradient_kernel[(2,)](*arguments, **constants)
 
@@ -114,7 +114,7 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     weight, few = torch.empty(rows), torch.arange(tail) % 3 - 1.0
     x[-tail:], target[-tail:], weight[-tail:] = small, labels if kind == "index" else aim, few
     mu, coefficients = 0.02 if kind == "boxes" else None, torch.linspace(0.1, 1, 32)
-    options = Options(mu, bins, 0.0, "paper", "mean", None)
+    options = Options(mu, bins, 0.0, "paper", "mean")
     whole = Population([x], [target], [weight])
     (grad,) = launch.launch_gradient([torch.ones(())], whole, coefficients, options)
     part = Population([small], [labels if kind == "index" else aim], [few])

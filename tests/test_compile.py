@@ -149,7 +149,7 @@ def test_launches_need_no_value_of_the_device(mu, reduction, recorded):
         target = torch.empty(100_000, dtype=torch.int64, device="cuda") if mu is None else torch.empty_like(x)
         weight, state = torch.empty(100_000, device="cuda"), torch.empty(bins + 1, device="cuda")
         population = Population([x], [target], [weight])
-        options = Options(mu, bins, 0.5, "paper", reduction, None)
+        options = Options(mu, bins, 0.5, "paper", reduction)
         losses, coefficients, new = kernels.launch_loss(population, state, options)
         (grad,) = kernels.launch_gradient([losses], population, coefficients, options)
         assert grad.shape == x.shape and grad.device.type == "cuda" and new.shape == state.shape

@@ -53,7 +53,7 @@ def test_coefficients_have_the_size_that_the_fake_says():
     """The fake must promise what the launcher returns: a power of two, which `tl.histogram` needs."""
     for bins in (1, 2, 3, 10, 14, 15, 30, 31, 62, 63, 100):
         x, target = torch.randn(3, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
-        options = Options(None, bins, 0.0, "paper", "mean", None)
+        options = Options(None, bins, 0.0, "paper", "mean")
         _, coefficients = torch.ops.ghm_triton.triton_loss([x], [target], [], None, *options)
         with FakeTensorMode() as mode:
             fakes = [x], [target], []

@@ -18,9 +18,11 @@ def harmonize(
     scale = torch.full_like(size, options.loss_weight) if options.mean else options.loss_weight * size
     if options.mean and options.mmdet:
         scale = scale * size / (size + torch.finfo(torch.float32).eps)
-    divisor = (density > 0).sum() if options.mmdet else options.bins
+    present = density > 0
+    shared = smooth ** (1 - options.exponent)
+    total_share = torch.where(present, shared, 0.0).sum() if options.mmdet else shared.sum()
     least = 0 if options.max_weight is None else size / options.max_weight
-    coefficients = torch.where(density > 0, scale / (smooth * divisor).clamp(min=least), 0.0)
+    coefficients = torch.where(present, scale / (smooth**options.exponent * total_share).clamp(min=least), 0.0)
     return torch.cat([coefficients, scale[None], torch.zeros_like(scale)[None]]), state
 
 
