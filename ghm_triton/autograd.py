@@ -8,6 +8,8 @@ There are two paths to one derivative:
   oldest supported PyTorch does, `_Loss` can go: call `_run` instead.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -15,13 +17,19 @@ from . import ops
 from .conventions import Population
 from .options import Options
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.7
+
 
 def differentiable_loss(
     population: Population, running_counts: Tensor | None, options: Options, *, triton: bool
 ) -> list[Tensor]:
     """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
-    tensors = [tensor for tensors in population for tensor in tensors]
+    inputs, targets, weights = population
+    targets = [target.detach() for target in targets] if options.mu is None else targets
+    tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    options = options._replace(grad=wanted or _traced(), update=options.update and not _recomputing())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd refuses to keep what inference mode made
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
@@ -31,6 +39,19 @@ def differentiable_loss(
     else:
         outputs = _Loss.apply(triton, options, running_counts, count, *tensors)
     return list(outputs[: _losses(options, count)])
+
+
+def _traced() -> bool:
+    """Whether a graph is made of this call that outlives it, and may be run where a gradient is wanted."""
+    if torch.compiler.is_compiling():
+        return _is_exporting()
+    tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")  # not imported: no make_fx
+    return torch.jit.is_tracing() or (tracing is not None and tracing.get_proxy_mode() is not None)
+
+
+def _recomputing() -> bool:
+    """Whether this call is made in a backward pass, as checkpointing repeats a forward: the state has taken it in."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _losses(options: Options, count: int) -> int:
@@ -80,10 +101,8 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
     if ctx.triton:
         grads = _by_kernels(factors, _split(saved[1:], count), saved[0], options, any(wanted[count:]))
     else:
-        factors = factors * count if len(factors) < count else factors
-        grads = [
-            torch.zeros_like(grad) if factor is None else grad * factor.detach() for grad, factor in zip(saved, factors)
-        ]
+        factors = factors if options.unreduced else factors * count
+        grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors)]
     for i, grad in enumerate(grads):
         if wanted[i]:
             found[i] = grad.to(ctx.dtypes[i])
@@ -94,15 +113,41 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
     return found
 
 
+@torch.no_grad()
+def _scaled(grad: Tensor, factor: Tensor | None, options: Options) -> Tensor:
+    if factor is None:
+        return torch.zeros_like(grad)
+    if options.unreduced:  # an ignored element's own factor may be inf or NaN
+        return torch.where(grad == 0, 0.0, grad * factor)
+    return grad * factor
+
+
+@torch.no_grad()
 def _by_kernels(factors, population: Population, coefficients: Tensor, options: Options, of_targets: bool):
-    inputs, targets, weights = [[tensor.detach() for tensor in tensors] for tensors in population]
-    factors = [
-        torch.zeros_like(inputs[i], dtype=torch.float32) if factor is None else factor.detach().contiguous()
-        for i, factor in enumerate(factors)
-    ]
+    inputs, targets, weights = population
     if of_targets:  # which may be wider than inputs
         inputs = [input.float() for input in inputs]
-    return torch.ops.ghm_triton.triton_gradient(factors, inputs, targets, weights, coefficients.detach(), *options)
+    one = torch.ones((), device=coefficients.device)
+    like_factors = inputs if options.unreduced else [one]
+    given = [
+        torch.zeros_like(like, dtype=torch.float32) if factor is None else factor.contiguous()
+        for like, factor in zip(like_factors, factors)
+    ]
+    batched = any(_batched(factor) for factor in given)
+    if batched:
+        given = [torch.ones_like(like, dtype=torch.float32) for like in like_factors]
+    grads = torch.ops.ghm_triton.triton_gradient(given, inputs, targets, weights, coefficients, *options)
+    if batched:
+        factors = factors if options.unreduced else factors * len(grads)
+        grads = [_scaled(grad.float(), factor, options) for grad, factor in zip(grads, factors)]
+    return grads
+
+
+def _batched(factor: Tensor) -> bool:
+    """Whether `is_grads_batched=True` has stacked it: that vmap knows no operator that returns a list."""
+    if torch.compiler.is_compiling():
+        return False
+    return "Batched" in str(torch._C._dispatch_keys(factor)).replace("FuncTorchBatched", "")
 
 
 class _Loss(torch.autograd.Function):

@@ -49,13 +49,14 @@ def check_number(name: str, value, low: float, expected: str, *, below: float = 
 
 
 def check_momentum(momentum) -> None:
-    check_number("momentum", momentum, 0, "in [0, 1)", below=1, low_allowed=True)
+    most = 0.999  # float32 cannot hold a longer average: at 0.9999 it would be off by 2e-4
+    check_number("momentum", momentum, 0, f"in [0, {most}]", below=math.nextafter(most, 1), low_allowed=True)
 
 
 def check_mu(mu) -> None:
     check_number("mu", mu, 0, "positive and finite")
-    if not 1e-15 <= mu <= 1e15:  # its square has to be a float32
-        raise ValueError(f"mu must be from 1e-15 to 1e15, got {mu}")
+    if not 1e-15 <= mu <= 1e12:  # its square has to be a float32, and nothing beside the d^2 that float32 cannot hold
+        raise ValueError(f"mu must be from 1e-15 to 1e12, got {mu}")
 
 
 def check_max_weight(max_weight, *, name: str = "max_weight") -> None:
@@ -140,11 +141,13 @@ def _levels(name: str, value, input=None, count: int | None = None, of: str = ""
     if count is not None and len(levels) != count:
         raise ValueError(f"{name} must have as many levels as {of}, {count}, got {len(levels)}")
     for i, level in enumerate(levels):
+        where = f"{name}[{i}]" if of_levels else name
         if not isinstance(level, Tensor):
-            where = f"{name}[{i}]" if of_levels else name
             raise TypeError(f"{where} must be a tensor, got {type(level).__name__}")
+        if level.layout != torch.strided or level.is_nested:
+            kind = "a nested tensor" if level.is_nested else f"the layout {level.layout}"
+            raise TypeError(f"{where} must be a dense tensor (torch.strided), got {kind}")
         if hasattr(level, "device_mesh"):
-            where = f"{name}[{i}]" if of_levels else name
             raise TypeError(
                 f"{where} must be a plain tensor, got a DTensor: "
                 "pass its to_local() with process_group=, or its full_tensor()"

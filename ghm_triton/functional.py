@@ -146,11 +146,6 @@ def checked_loss(
     triton = use_triton(backend, first.device, first.dtype, options.bins)
     group = group_name(process_group)
     shares = 1 if group is None or options.unreduced else process_group.size()
-    differentiable = population.inputs if options.mu is None else population.inputs + population.targets
-    options = options._replace(
-        loss_weight=options.loss_weight * shares,
-        grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable),
-        group=group,
-    )
+    options = options._replace(loss_weight=options.loss_weight * shares, group=group)
     losses = differentiable_loss(population, running_counts, options, triton=triton)
     return tuple(losses) if options.unreduced and isinstance(input, (tuple, list)) else losses[0]

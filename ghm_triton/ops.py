@@ -71,11 +71,25 @@ def _fake_triton_gradient(grads, inputs, targets, weights, coefficients, *option
     return [torch.empty_like(input) for input in inputs]
 
 
+_FAKES = {
+    "eager_loss": _fake_eager_loss,
+    "triton_loss": _fake_triton_loss,
+    "triton_gradient": _fake_triton_gradient,
+}
+
+
 def _at(value, dims, i: int):
     """Population i of an argument, a tensor or a list of tensors, that vmap has stacked along `dims`."""
     if isinstance(value, (list, tuple)):
         return [_at(one, dim, i) for one, dim in zip(value, dims)]
     return value if dims is None else value.select(dims, i).contiguous()
+
+
+def _blank(value, dims):
+    """A population of an argument that has none, for its shape."""
+    if isinstance(value, (list, tuple)):
+        return [_blank(one, dim) for one, dim in zip(value, dims)]
+    return value if dims is None else value.new_empty(value.shape[:dims] + value.shape[dims + 1 :])
 
 
 def _one_by_one(name: str):
@@ -87,6 +101,9 @@ def _one_by_one(name: str):
                 "running_counts must be batched under vmap, a state for each population, got one state for "
                 f"{info.batch_size} of them"
             )
+        if info.batch_size == 0:
+            one = _FAKES[name](*[_blank(*pair) for pair in zip(args, in_dims)])
+            return [output.new_empty(0, *output.shape) for output in one], [0] * len(one)
         operator = getattr(torch.ops.ghm_triton, name)
         outputs = [operator(*[_at(*pair, i) for pair in zip(args, in_dims)]) for i in range(info.batch_size)]
         stacked = [torch.stack(of_all) for of_all in zip(*outputs)]
@@ -95,10 +112,6 @@ def _one_by_one(name: str):
     return rule
 
 
-for _name, _fake in {
-    "eager_loss": _fake_eager_loss,
-    "triton_loss": _fake_triton_loss,
-    "triton_gradient": _fake_triton_gradient,
-}.items():
+for _name, _fake in _FAKES.items():
     torch.library.register_fake(f"ghm_triton::{_name}", _fake, lib=library)
     torch.library.register_vmap(f"ghm_triton::{_name}", _one_by_one(_name), lib=library)

@@ -139,7 +139,10 @@ def _ghmc_gradient_kernel(
         residual = (1.0 - target) * p - target * q
         residual = tl.where(weight > 0, residual, 0.0)
     coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(residual), BINS, AT_EDGES))
-    store_tile(output_ptr, start, n, lane, residual * coefficient * grad)
+    output = residual * coefficient * grad
+    if ELEMENT_GRAD:  # an ignored element's own may be inf or NaN
+        output = tl.where(residual != 0, output, 0.0)
+    store_tile(output_ptr, start, n, lane, output)
 
 
 @triton.jit(do_not_specialize=["n"])

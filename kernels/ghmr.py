@@ -64,7 +64,7 @@ def _ghmr_accumulate_kernel(
         weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
         sums = tl.zeros([SLOTS], tl.float32)
         if SUM_WEIGHTS:
-            sums += tl.where(slot == SLOTS - 1, tl.sum(weight), 0.0)
+            sums += tl.where(slot == SLOTS - 1, tl.sum(tl.where(weight == weight, weight, 0.0)), 0.0)
         if tl.max(tl.where(weight > 0, 1, 0)) > 0:
             loss, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
             region = unit_region(tl.abs(slope), BINS, AT_EDGES)

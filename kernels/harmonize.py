@@ -94,18 +94,16 @@ def _harmonize_kernel(
     smooth = density
     if HAS_STATE:
         new = momentum * old + complement * density
-        if MMDET:
+        if not UPDATE:
+            smooth = tl.where(old > 0, old if MMDET else old / age, density)
+        elif MMDET:
             smooth = tl.where(present, new, old)
-            if UPDATE:
-                tl.store(new_running_ptr + slot, smooth, mask=slot < BINS)
+            tl.store(new_running_ptr + slot, smooth, mask=slot < BINS)
         else:
-            if UPDATE:
-                grown = momentum * age + complement
-                smooth = new / grown
-                tl.store(new_running_ptr + slot, tl.where(valid > 0, new, old), mask=slot < BINS)
-                tl.store(new_running_ptr + BINS, tl.where(valid > 0, grown, age))
-            else:
-                smooth = tl.where(old > 0, old / age, density)
+            grown = momentum * age + complement
+            smooth = new / grown
+            tl.store(new_running_ptr + slot, tl.where(valid > 0, new, old), mask=slot < BINS)
+            tl.store(new_running_ptr + BINS, tl.where(valid > 0, grown, age))
 
     power = smooth
     if TEMPERED:
@@ -153,11 +151,11 @@ def harmonize(
     """
     counts, sums, slots = rows.counts, rows.sums, rows.counts.shape[1]
     limit = max(1, FOLD_TILE // slots)
+    if len(counts) > limit:
+        counts, sums = _fold(counts, sums, limit, limit)
     if options.group is not None:
-        counts, sums = _fold(counts, sums, 1)
+        counts, sums = _fold(counts, sums, 1, limit)
         _share(counts, sums, options, sum_weights)
-    elif len(counts) > limit:
-        counts, sums = _fold(counts, sums, limit)
     loss, coefficients = sums.new_empty(()), sums.new_empty(slots)
     state = torch.empty_like(running_counts) if running_counts is not None and options.update else None
     _harmonize_kernel[(1,)](
@@ -187,11 +185,15 @@ def harmonize(
     return loss, coefficients, state
 
 
-def _fold(counts: torch.Tensor, sums: torch.Tensor, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`limit` rows of them, int64 and fp32."""
+def _fold(
+    counts: torch.Tensor, sums: torch.Tensor, programs: int, limit: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One row per program, int64 and fp32; each program adds up to `limit` rows at once."""
     slots = counts.shape[1]
-    folded_counts, folded_sums = counts.new_empty(limit, slots, dtype=torch.int64), sums.new_empty(limit, slots)
-    _fold_kernel[(limit,)](counts, sums, folded_counts, folded_sums, len(counts), SLOTS=slots, ROWS=limit, num_warps=4)
+    folded_counts, folded_sums = counts.new_empty(programs, slots, dtype=torch.int64), sums.new_empty(programs, slots)
+    _fold_kernel[(programs,)](
+        counts, sums, folded_counts, folded_sums, len(counts), SLOTS=slots, ROWS=limit, num_warps=4
+    )
     return folded_counts, folded_sums
 
 

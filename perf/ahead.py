@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-from ghm_triton.kernels import launch
+from ghm_triton.kernels import grids
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
@@ -64,13 +64,13 @@ def collect(call: Callable, target: GPUTarget) -> list[Launch]:
         arguments = dict(zip(self.arg_names, args)) | {k: v for k, v in kwargs.items() if k in self.arg_names}
         launches.append(Launch(self, arguments, {k: v for k, v in kwargs.items() if k not in self.arg_names}))
 
-    run, block = JITFunction.run, launch.ACCUMULATE_BLOCK
-    JITFunction.run, launch.ACCUMULATE_BLOCK = record, 8 * target.warp_size
+    run, tile = JITFunction.run, grids.ACCUMULATE
+    JITFunction.run, grids.ACCUMULATE = record, grids.Tile(8 * target.warp_size, 1)
     triton.knobs.runtime.interpret = True  # lets the public functions take CPU tensors
     try:
         call()
     finally:
-        JITFunction.run, launch.ACCUMULATE_BLOCK = run, block
+        JITFunction.run, grids.ACCUMULATE = run, tile
         triton.knobs.runtime.interpret = False
     return launches
 

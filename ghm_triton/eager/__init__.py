@@ -42,9 +42,9 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
     else:
         losses = [sum(losses).to(levels[0].dtype)]
     grads = [grad for _, grad in results] if options.grad else []
-    return losses + grads + ([state.to(running_counts.dtype)] if state is not None and options.update else [])
+    return losses + grads + ([] if state is None else [state])
 
 
 def _sum_of_weights(population: Population) -> Tensor:
     columns = [level.input.numel() // max(1, level.weight.numel()) for level in population.levels()]
-    return sum(weight.sum(dtype=torch.float64) * each for weight, each in zip(population.weights, columns))
+    return sum(weight.double().nansum() * each for weight, each in zip(population.weights, columns))

@@ -9,7 +9,7 @@ from ..options import Options
 def harmonize(
     density: Tensor, total: Tensor, running_counts: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    """(coefficients [bins + 2] by slot, new state or None), fp64.
+    """(coefficients [bins + 2] by slot, fp64; the new running_counts if there are any and `update`).
 
     density: fp64 [bins], elements in the regions. total: fp64 [], the number of elements N.
     """
@@ -34,11 +34,13 @@ def _average(
         return density, None
     momentum = options.momentum
     old = running_counts[: options.bins].double()
-    new = momentum * old + (1 - momentum) * density
+    age = 1.0 if options.mmdet else running_counts[-1].double()
+    if not options.update:
+        return torch.where(old > 0, old / age, density), None
+    new = (momentum * old + (1 - momentum) * density).to(running_counts.dtype)  # what a later call will read
     if options.mmdet:
-        state = torch.where(density > 0, new, old)
-        return state, state
-    age = running_counts[-1].double()
-    grown = momentum * age + (1 - momentum)
-    smooth = new / grown if options.update else torch.where(old > 0, old / age, density)
-    return smooth, torch.where(total > 0, torch.cat([new, grown[None]]), running_counts.double())
+        state = torch.where(density > 0, new, running_counts)
+        return state.double(), state
+    grown = (momentum * age + (1 - momentum)).to(running_counts.dtype)
+    state = torch.where(total > 0, torch.cat([new, grown[None]]), running_counts)
+    return new.double() / grown.double(), state
