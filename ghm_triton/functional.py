@@ -169,7 +169,7 @@ def compute(
     check_running_counts(running_counts, bins, momentum, variant, first.device, names)
     triton = use_triton(backend, first.device, first.dtype, bins)
     group = group_name(process_group)
-    shares = 1 if group is None or reduction == "none" else process_group.size()
+    shares = 1 if process_group is None or reduction == "none" else process_group.size()
     differentiable = population.inputs if mu is None else population.inputs + population.targets
     options = Options(
         mu=mu,

@@ -23,6 +23,9 @@ from .regions import region_edges
 
 
 class _DropIn(Fp32Buffers):
+    edges: Tensor
+    acc_sum: Tensor
+
     def __init__(self, bins, momentum, loss_weight, reduction, max_weight):
         super().__init__()
         check_bins(bins)

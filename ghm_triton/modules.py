@@ -22,6 +22,8 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 
 
 class _HarmonizedLoss(Fp32Buffers):
+    running_counts: Tensor | None
+
     def __init__(self, bins, momentum, variant, loss_weight, reduction, backend, sync, max_weight):
         super().__init__()
         check_options(bins, momentum, variant, reduction, max_weight)
