@@ -3,18 +3,31 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# A process per core, each with one thread; tests that share an expensive fixture stay together.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: setup test demo perf
+.PHONY: setup lint check test build demo perf
 
 setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e ".[test,detection,perf]"
+	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e ".[dev,detection,perf]"
 	touch $@
 
+lint: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+build: setup
+	$(BIN)/python -m build
 
 demo: setup
 	$(BIN)/python -m ghm_triton.detection.demo

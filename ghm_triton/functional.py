@@ -145,7 +145,7 @@ def checked_loss(
     check_running_counts(running_counts, options, first.device, names)
     triton = use_triton(backend, first.device, first.dtype, options.bins)
     group = group_name(process_group)
-    shares = 1 if group is None or options.unreduced else process_group.size()
+    shares = 1 if process_group is None or options.unreduced else process_group.size()
     options = options._replace(loss_weight=options.loss_weight * shares, group=group)
     losses = differentiable_loss(population, running_counts, options, triton=triton)
     return tuple(losses) if options.unreduced and isinstance(input, (tuple, list)) else losses[0]

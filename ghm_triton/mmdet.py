@@ -15,6 +15,9 @@ from .options import Options
 
 
 class _DropIn(Fp32Buffers):
+    edges: Tensor
+    acc_sum: Tensor
+
     def __init__(self, bins, momentum, loss_weight, reduction, exponent, max_weight):
         super().__init__()
         check_options(Options(None, bins, momentum, "mmdet", reduction, exponent, max_weight, loss_weight))

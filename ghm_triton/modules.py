@@ -26,6 +26,8 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 class _HarmonizedLoss(Fp32Buffers):
     """The settings are attributes of the names that they have as arguments, and read in each call."""
 
+    running_counts: Tensor | None
+
     def __init__(self, options: Options, backend: str | None, sync: bool):
         super().__init__()
         check_options(options)

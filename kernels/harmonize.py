@@ -185,9 +185,7 @@ def harmonize(
     return loss, coefficients, state
 
 
-def _fold(
-    counts: torch.Tensor, sums: torch.Tensor, programs: int, limit: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fold(counts: torch.Tensor, sums: torch.Tensor, programs: int, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One row per program, int64 and fp32; each program adds up to `limit` rows at once."""
     slots = counts.shape[1]
     folded_counts, folded_sums = counts.new_empty(programs, slots, dtype=torch.int64), sums.new_empty(programs, slots)

@@ -1,6 +1,11 @@
-"""Where there is no GPU, the kernels run in Triton's interpreter; unwritten outputs show as NaN everywhere."""
+"""Where there is no GPU, the kernels run in Triton's interpreter; unwritten outputs show as NaN everywhere.
+
+One thread a process, also in the processes that tests start: pytest-xdist runs as many of them as there are cores.
+"""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is first imported
 
 import torch
 
@@ -27,10 +32,6 @@ def examples(number: int) -> settings:
     )
 
 
-def pytest_configure(config):
-    torch.set_num_threads(2)
-
-
 def _poisoned(make):
     def made(*args, **kwargs):
         tensor = make(*args, **kwargs)
@@ -54,6 +55,15 @@ def backend(request):
     if request.param == "triton" and kernels is None:
         pytest.skip("needs Triton")
     return request.param
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch splits large tensors between threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

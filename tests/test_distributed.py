@@ -230,7 +230,7 @@ def test_sync_without_processes():
     assert torch.equal(GHMCLoss(sync=True)(x, labels), GHMCLoss()(x, labels))
 
 
-@pytest.mark.parametrize("value", [1, "world", object()], ids=str)
+@pytest.mark.parametrize("value", [1, "world", object()], ids=["int", "str", "object"])
 def test_bad_groups(value):
     state = torch.zeros(31)
     with pytest.raises(TypeError, match="process_group must be a torch.distributed.ProcessGroup"):
