@@ -119,7 +119,7 @@ def _scaled(grad: Tensor, factor: Tensor | None, options: Options) -> Tensor:
         return torch.zeros_like(grad)
     if options.unreduced:  # an ignored element's own factor may be inf or NaN
         return torch.where(grad == 0, 0.0, grad * factor)
-    return grad * factor
+    return grad * factor.expand_as(grad)  # vmap over 0 populations knows no product with a number
 
 
 @torch.no_grad()

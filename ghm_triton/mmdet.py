@@ -17,15 +17,24 @@ from .options import Options
 class _DropIn(Fp32Buffers):
     edges: Tensor
     acc_sum: Tensor
+    _last_edge: float  # of mmdetection's open last region
 
     def __init__(self, bins, momentum, loss_weight, reduction, exponent, max_weight):
         super().__init__()
         check_options(Options(None, bins, momentum, "mmdet", reduction, exponent, max_weight, loss_weight))
         self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
         self.exponent, self.max_weight = exponent, max_weight
-        self.register_buffer("edges", region_edges(bins))  # of the checkpoint format; the last one is open
+        self.register_buffer("edges", torch.zeros(bins + 1, dtype=torch.float32))  # of the checkpoint format
         if momentum > 0:
             self.register_buffer("acc_sum", torch.zeros(bins, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the buffers as in a new module, for example after :meth:`~torch.nn.Module.to_empty`."""
+        self.edges.copy_(region_edges(self.bins))
+        self.edges[-1] = self._last_edge
+        if self.momentum > 0:
+            self.acc_sum.zero_()
 
     def _compute(self, pred, target, label_weight, reduction_override, mu):
         if reduction_override is not None:
@@ -50,7 +59,7 @@ class GHMC(_DropIn):
 
     Args:
         bins: Number of unit regions.
-        momentum: Of the moving average of the counts, in [0, 1).
+        momentum: Of the moving average of the counts, in [0, 0.999].
         use_sigmoid: Only True is implemented.
         loss_weight: Factor of the loss.
         reduction: "mean", "sum" or "none".
@@ -66,6 +75,8 @@ class GHMC(_DropIn):
         >>> loss_cls(scores, labels, torch.ones(100), avg_factor=100).backward()
     """
 
+    _last_edge = 1 + 1e-6
+
     def __init__(
         self,
         bins: int = 10,
@@ -80,7 +91,6 @@ class GHMC(_DropIn):
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
         self.use_sigmoid = use_sigmoid
-        self.edges[-1] += 1e-6
 
     def forward(
         self, pred: Tensor, target: Tensor, label_weight: Tensor, reduction_override: str | None = None, **kwargs
@@ -90,10 +100,13 @@ class GHMC(_DropIn):
         Args:
             pred: Logits [N, C].
             target: Class indices int64 [N], C (or anything outside 0 .. C-1) for background; or [N, C] in [0, 1].
-            label_weight: [N] beside class indices, else [N, C]; an element counts where it is positive.
+            label_weight: [N] or [N, 1] beside class indices, else [N, C]; an element counts where it is positive.
             reduction_override: Takes the place of `reduction`.
             kwargs: `avg_factor` and others that heads pass; not used.
         """
+        if all(isinstance(given, Tensor) for given in (pred, target, label_weight)) and target.dim() < pred.dim():
+            if label_weight.shape == (*target.shape, 1):
+                label_weight = label_weight[..., 0]
         return self._compute(pred, target, label_weight, reduction_override, None)
 
 
@@ -113,6 +126,8 @@ class GHMR(_DropIn):
         >>> loss_bbox(deltas, torch.zeros(100, 4), torch.ones(100, 4), avg_factor=100).backward()
     """
 
+    _last_edge = 1e3
+
     def __init__(
         self,
         mu: float = 0.02,
@@ -126,7 +141,6 @@ class GHMR(_DropIn):
         check_mu(mu)
         super().__init__(bins, momentum, loss_weight, reduction, exponent, max_weight)
         self.mu = mu
-        self.edges[-1] = 1e3
 
     def forward(
         self,

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .backend import check_backend
 from .checks import check_mu, check_options
 from .conventions import state_size
+from .density import Density, density_of
 from .distributed import world
 from .functional import Levels, checked_loss
 from .options import SETTINGS, Options
@@ -39,6 +40,13 @@ class _HarmonizedLoss(Fp32Buffers):
         self.backend, self.sync = backend, sync
         size = state_size(options.bins, options.variant)
         self.register_buffer("running_counts", torch.zeros(size, dtype=torch.float32) if options.momentum > 0 else None)
+        self.register_state_dict_post_hook(_note_variant)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Forgets the moving average, for example after :meth:`~torch.nn.Module.to_empty`."""
+        if self.running_counts is not None:
+            self.running_counts.zero_()
 
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
         """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss` and :func:`ghm_triton.ghmr_loss`."""
@@ -49,9 +57,47 @@ class _HarmonizedLoss(Fp32Buffers):
             input, target, weight, self.running_counts, options, backend=self.backend, process_group=group
         )
 
+    def density(self) -> Density:
+        """The density of the gradient norm that the loss works with, and the weights that follow from it.
+
+        The counts are the moving average, which the forward pass has left in `running_counts`: nothing is launched in
+        training for it, and nothing waits for a GPU until a value is read. All counts are 0 before the first call.
+
+        Returns:
+            Density: fp32 tensors `edges` [bins + 1], `counts`, `weights` and `shares` [bins], on the device of the loss.
+
+        Raises:
+            RuntimeError: `momentum` is 0, with which nothing is kept.
+
+        Example:
+            >>> loss = GHMCLoss(bins=30)
+            >>> loss(torch.randn(1000, 80), torch.randint(-1, 80, (1000,))).item() > 0
+            True
+            >>> loss.density().counts.sum().item()
+            80000.0
+        """
+        if self.running_counts is None:
+            raise RuntimeError(
+                "momentum must be positive for density(), which reads the moving average, got 0: "
+                "with momentum=0.01 it is nearly that of the last call"
+            )
+        return density_of(self.running_counts, Options(**{name: getattr(self, name) for name in SETTINGS}))
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        came = local_metadata.get("variant", self.variant)
+        if came != self.variant and f"{prefix}running_counts" in state_dict:
+            errors.append(f"{prefix}running_counts must be of variant {self.variant!r}, got that of variant {came!r}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name in (*SETTINGS, "sync")}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+
+
+def _note_variant(module: _HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
+    """The counts of both variants can have one shape, and mean different things."""
+    metadata["variant"] = module.variant
 
 
 class GHMCLoss(_HarmonizedLoss):

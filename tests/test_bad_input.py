@@ -35,7 +35,7 @@ GHMC_CASES = {
         "weight must be bool, uint8, a signed",
     ),
     "unsigned target": (dict(target=LABELS.to(torch.uint32)), TypeError, "target must be bool, uint8, a signed"),
-    "bins 0": (dict(bins=0), ValueError, "bins must be at least 1, got 0"),
+    "bins 0": (dict(bins=0), ValueError, "bins must be from 1 to 4096, got 0"),
     "bins float": (dict(bins=30.0), TypeError, "bins must be an int, got 30.0"),
     "bins bool": (dict(bins=True), TypeError, "bins must be an int, got True"),
     "momentum 1": (dict(momentum=1.0), ValueError, "momentum must be in [0, 0.999], got 1.0"),

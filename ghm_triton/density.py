@@ -1,0 +1,43 @@
+"""What a harmonized loss sees: the density of the gradient norm, and the weight that follows from it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .conventions import region_edges
+from .options import Options
+
+
+class Density(NamedTuple):
+    """The regions of the gradient norm, on the device of the loss, fp32.
+
+    Attributes:
+        edges: Shape [bins + 1]. Region j holds the gradient norms from edges[j] up to edges[j + 1].
+        counts: Shape [bins]. S_j, the moving average of the number of elements per region.
+        weights: Shape [bins]. beta_j, the harmonizing weight of an element of the region; 0 where S_j is 0.
+        shares: Shape [bins]. beta_j S_j / N, the share of the region in the total weight.
+    """
+
+    edges: Tensor
+    counts: Tensor
+    weights: Tensor
+    shares: Tensor
+
+
+@torch.no_grad()
+def density_of(running_counts: Tensor, options: Options) -> Density:
+    """The density in the state of a loss. Nothing waits for a GPU."""
+    state = running_counts.double()
+    counts = state if options.mmdet else state[:-1] / state[-1].clamp(min=torch.finfo(torch.float32).tiny)
+    found = counts > 0
+    share = torch.where(found, counts ** (1 - options.exponent), 0.0)
+    empty_regions = (~found).sum() if options.exponent == 1 and not options.mmdet else 0  # the paper divides by M
+    shares = share / (share.sum() + empty_regions).clamp(min=torch.finfo(torch.float32).tiny)
+    total = counts.sum()
+    weights = torch.where(found, shares * total / torch.where(found, counts, 1.0), 0.0)
+    if options.max_weight is not None:
+        weights = weights.clamp(max=options.max_weight)
+        shares = weights * counts / total.clamp(min=torch.finfo(torch.float32).tiny)
+    edges = region_edges(options.bins, running_counts.device)
+    return Density(edges, counts.float(), weights.float(), shares.float())
