@@ -60,11 +60,6 @@ def check_mu(mu) -> None:
         raise ValueError(f"mu must be from 1e-15 to 1e12, got {mu}")
 
 
-def check_max_weight(max_weight, *, name: str = "max_weight") -> None:
-    if max_weight is not None:
-        check_number(name, max_weight, 0, "None, or positive and finite")
-
-
 def check_options(options: Options) -> Options:
     """The options with the numbers as float. mu is not checked: None means GHM-C here."""
     check_bins(options.bins)
@@ -72,9 +67,8 @@ def check_options(options: Options) -> Options:
     check_choice("variant", options.variant, VARIANTS)
     check_choice("reduction", options.reduction, REDUCTIONS)
     check_exponent(options.exponent)
-    check_max_weight(options.max_weight)
     check_number("loss_weight", options.loss_weight, -math.inf, "finite")
-    floats = ("mu", "momentum", "exponent", "max_weight", "loss_weight")
+    floats = ("mu", "momentum", "exponent", "loss_weight")
     given = {name: getattr(options, name) for name in floats}
     return options._replace(**{name: float(value) for name, value in given.items() if value is not None})
 

@@ -36,8 +36,5 @@ def density_of(running_counts: Tensor, options: Options) -> Density:
     shares = share / (share.sum() + empty_regions).clamp(min=torch.finfo(torch.float32).tiny)
     total = counts.sum()
     weights = torch.where(found, shares * total / torch.where(found, counts, 1.0), 0.0)
-    if options.max_weight is not None:
-        weights = weights.clamp(max=options.max_weight)
-        shares = weights * counts / total.clamp(min=torch.finfo(torch.float32).tiny)
     edges = region_edges(options.bins, running_counts.device)
     return Density(edges, counts.float(), weights.float(), shares.float())

@@ -25,7 +25,6 @@ def ghmc_loss(
     variant: str = "paper",
     reduction: str = "mean",
     exponent: float = 1.0,
-    max_weight: float | None = None,
     backend: str | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -56,8 +55,6 @@ def ghmc_loss(
             :math:`\beta_i = N S_{j(i)}^{-\rho} / \sum_k S_k^{1 - \rho}`, so that region k has the share
             :math:`S_k^{1 - \rho}` of the total weight. 1: the paper. 0: plain cross entropy. Between them nearly empty
             regions weigh less. The sum is over all regions, in "mmdet" over those that have elements.
-        max_weight: The most that beta_i may be, positive; not in the paper, which has no limit (None): elements of a
-            nearly empty region weigh up to N / M times as much as in plain cross entropy, with momentum even more.
         backend: "triton", "eager" or None: Triton where the device has it. The environment variable
             GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
         process_group: Takes the density and N over all processes of this group, with one all-reduce of bins + 1
@@ -78,7 +75,7 @@ def ghmc_loss(
         >>> labels = torch.randint(-1, 80, (1000,))         # -1: background
         >>> ghmc_loss(logits, labels, bins=30).backward()
     """
-    options = Options(None, bins, momentum, variant, reduction, exponent, max_weight)
+    options = Options(None, bins, momentum, variant, reduction, exponent)
     return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 
@@ -94,7 +91,6 @@ def ghmr_loss(
     variant: str = "paper",
     reduction: str = "mean",
     exponent: float = 1.0,
-    max_weight: float | None = None,
     backend: str | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -111,7 +107,7 @@ def ghmr_loss(
         weight: As for :func:`ghmc_loss`. In "mmdet" N is the sum of the weights (at least 1), else the number of
             elements with weight > 0.
         mu: Where ASL1 turns from quadratic to linear, in the units of the deltas; positive.
-        bins, momentum, running_counts, variant, reduction, exponent, max_weight, backend, process_group: As for
+        bins, momentum, running_counts, variant, reduction, exponent, backend, process_group: As for
             :func:`ghmc_loss`. `exponent` 0 is plain ASL1.
 
     Returns, Raises:
@@ -122,7 +118,7 @@ def ghmr_loss(
         >>> ghmr_loss(deltas, targets, bins=10).backward()
     """
     check_mu(mu)
-    options = Options(mu, bins, momentum, variant, reduction, exponent, max_weight)
+    options = Options(mu, bins, momentum, variant, reduction, exponent)
     return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 

@@ -19,11 +19,11 @@ class _DropIn(Fp32Buffers):
     acc_sum: Tensor
     _last_edge: float  # of mmdetection's open last region
 
-    def __init__(self, bins, momentum, loss_weight, reduction, exponent, max_weight):
+    def __init__(self, bins, momentum, loss_weight, reduction, exponent):
         super().__init__()
-        check_options(Options(None, bins, momentum, "mmdet", reduction, exponent, max_weight, loss_weight))
+        check_options(Options(None, bins, momentum, "mmdet", reduction, exponent, loss_weight))
         self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
-        self.exponent, self.max_weight = exponent, max_weight
+        self.exponent = exponent
         self.register_buffer("edges", torch.zeros(bins + 1, dtype=torch.float32))  # of the checkpoint format
         if momentum > 0:
             self.register_buffer("acc_sum", torch.zeros(bins, dtype=torch.float32))
@@ -41,7 +41,7 @@ class _DropIn(Fp32Buffers):
             check_choice("reduction_override", reduction_override, REDUCTIONS)
         reduction = reduction_override or self.reduction
         options = Options(
-            mu, self.bins, self.momentum, "mmdet", reduction, self.exponent, self.max_weight, self.loss_weight
+            mu, self.bins, self.momentum, "mmdet", reduction, self.exponent, self.loss_weight
         )
         return checked_loss(
             pred,
@@ -63,7 +63,7 @@ class GHMC(_DropIn):
         use_sigmoid: Only True is implemented.
         loss_weight: Factor of the loss.
         reduction: "mean", "sum" or "none".
-        exponent, max_weight: As for :func:`ghm_triton.ghmc_loss`; mmdetection has neither.
+        exponent: As for :func:`ghm_triton.ghmc_loss`; mmdetection has none.
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.
@@ -85,9 +85,8 @@ class GHMC(_DropIn):
         loss_weight: float = 1.0,
         reduction: str = "mean",
         exponent: float = 1.0,
-        max_weight: float | None = None,
     ):
-        super().__init__(bins, momentum, loss_weight, reduction, exponent, max_weight)
+        super().__init__(bins, momentum, loss_weight, reduction, exponent)
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
         self.use_sigmoid = use_sigmoid
@@ -115,7 +114,7 @@ class GHMR(_DropIn):
 
     Args:
         mu: Where ASL1 turns from quadratic to linear; positive.
-        bins, momentum, loss_weight, reduction, exponent, max_weight: As for :class:`GHMC`.
+        bins, momentum, loss_weight, reduction, exponent: As for :class:`GHMC`.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -136,10 +135,9 @@ class GHMR(_DropIn):
         loss_weight: float = 1.0,
         reduction: str = "mean",
         exponent: float = 1.0,
-        max_weight: float | None = None,
     ):
         check_mu(mu)
-        super().__init__(bins, momentum, loss_weight, reduction, exponent, max_weight)
+        super().__init__(bins, momentum, loss_weight, reduction, exponent)
         self.mu = mu
 
     def forward(

@@ -104,7 +104,7 @@ class GHMCLoss(_HarmonizedLoss):
     """:func:`ghm_triton.ghmc_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
-        bins, momentum, variant, reduction, exponent, max_weight, backend: As for :func:`ghm_triton.ghmc_loss`.
+        bins, momentum, variant, reduction, exponent, backend: As for :func:`ghm_triton.ghmc_loss`.
         loss_weight: Factor of the loss.
         sync: Take the density over all processes, if torch.distributed is initialized; `process_group` of
             :func:`ghm_triton.ghmc_loss` tells how. All processes then have the same running counts.
@@ -131,9 +131,8 @@ class GHMCLoss(_HarmonizedLoss):
         backend: str | None = None,
         sync: bool = False,
         exponent: float = 1.0,
-        max_weight: float | None = None,
     ):
-        options = Options(None, bins, momentum, variant, reduction, exponent, max_weight, loss_weight)
+        options = Options(None, bins, momentum, variant, reduction, exponent, loss_weight)
         super().__init__(options, backend, sync)
 
 
@@ -141,7 +140,7 @@ class GHMRLoss(_HarmonizedLoss):
     """:func:`ghm_triton.ghmr_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
-        mu, bins, momentum, variant, reduction, exponent, max_weight, backend: As for :func:`ghm_triton.ghmr_loss`.
+        mu, bins, momentum, variant, reduction, exponent, backend: As for :func:`ghm_triton.ghmr_loss`.
         loss_weight: Factor of the loss.
         sync: As for :class:`GHMCLoss`.
 
@@ -167,8 +166,7 @@ class GHMRLoss(_HarmonizedLoss):
         backend: str | None = None,
         sync: bool = False,
         exponent: float = 1.0,
-        max_weight: float | None = None,
     ):
         check_mu(mu)
-        options = Options(mu, bins, momentum, variant, reduction, exponent, max_weight, loss_weight)
+        options = Options(mu, bins, momentum, variant, reduction, exponent, loss_weight)
         super().__init__(options, backend, sync)

@@ -10,7 +10,7 @@ class Options(NamedTuple):
 
     Attributes:
         mu: Where ASL1 turns from quadratic to linear. None: GHM-C.
-        bins, momentum, variant, reduction, exponent, max_weight: As for :func:`ghm_triton.ghmc_loss`.
+        bins, momentum, variant, reduction, exponent: As for :func:`ghm_triton.ghmc_loss`.
         loss_weight: Factor of the loss.
         update: Whether the moving average takes this call in.
         grad: Whether a gradient may be asked for.
@@ -23,7 +23,6 @@ class Options(NamedTuple):
     variant: str
     reduction: str
     exponent: float = 1.0
-    max_weight: float | None = None
     loss_weight: float = 1.0
     update: bool = True
     grad: bool = False

@@ -4,8 +4,7 @@
     S_j       R_j, or its moving average a * S_j + (1 - a) * R_j (eq. 12)
     rho       the exponent: 1 in the paper, where K is BINS, or the number of regions with R_j > 0 ("mmdet")
     K         sum_k S_k^(1 - rho), over all regions, or those with R_k > 0 ("mmdet"); 0^0 is 1
-    c_j       scale / max(S_j^rho * K, floor * N), the harmonizing weight beta_j / N (eq. 10, 13); beta_j is at most
-              1 / floor
+    c_j       scale / (S_j^rho * K), the harmonizing weight beta_j / N (eq. 10, 13)
     loss      sum_j c_j * L_j
 
 with scale = loss_weight for the mean and loss_weight * N otherwise. "paper" averages the constant 1 beside the counts
@@ -44,7 +43,7 @@ def _fold_kernel(
     tl.store(folded_sums_ptr + program * SLOTS + slot, sums)
 
 
-@triton.jit(do_not_specialize=["rows", "momentum", "complement", "loss_weight", "exponent", "floor"])
+@triton.jit(do_not_specialize=["rows", "momentum", "complement", "loss_weight", "exponent"])
 def _harmonize_kernel(
     counts_ptr,
     sums_ptr,
@@ -57,7 +56,6 @@ def _harmonize_kernel(
     complement,
     loss_weight,
     exponent,
-    floor,
     BINS: tl.constexpr,
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -70,7 +68,7 @@ def _harmonize_kernel(
 ):
     """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the new state.
 
-    TEMPERED: whether the exponent is not 1. complement: 1 - momentum, rounded once. floor: 0 where beta has no limit.
+    TEMPERED: whether the exponent is not 1. complement: 1 - momentum, rounded once.
     running: [BINS + 1] ("paper", the average of 1 last) or [BINS] ("mmdet").
     """
     slot = tl.arange(0, SLOTS)
@@ -121,7 +119,7 @@ def _harmonize_kernel(
         scale = loss_weight * (size / (size + 1.1920928955078125e-07))
     else:
         scale = loss_weight
-    coefficient = tl.where(present, scale / tl.where(present, tl.maximum(power * divisor, floor * size), 1.0), 0.0)
+    coefficient = tl.where(present, scale / tl.where(present, power * divisor, 1.0), 0.0)
     coefficient = tl.where(slot == BINS, scale, coefficient)  # the slot of NaN carries it to the loss
     tl.store(coefficients_ptr + slot, coefficient)
     found = (slot <= BINS) & (counts > 0)
@@ -170,7 +168,6 @@ def harmonize(
         1.0 - options.momentum,
         options.loss_weight,
         options.exponent,
-        0.0 if options.max_weight is None else 1 / options.max_weight,
         BINS=options.bins,
         SLOTS=slots,
         ROWS=limit,

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-PAIRS = {  # the paper's, then with a limit of the weight that a nearly empty region has; as options of use_losses
+PAIRS = {  # as options of use_losses
     "CE + SL1": {"loss": "ce", "box_loss": "smooth_l1"},
     "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
     "GHM-C + SL1": {"loss": "ghmc", "box_loss": "smooth_l1"},
     "GHM-C + ASL1": {"loss": "ghmc", "box_loss": "asl1"},
     "GHM-C + GHM-R": {"loss": "ghmc", "box_loss": "ghmr"},
-    "GHM-C max 10 + SL1": {"loss": "ghmc", "box_loss": "smooth_l1", "max_weight": 10.0},
-    "GHM-C max 10 + ASL1": {"loss": "ghmc", "box_loss": "asl1", "max_weight": 10.0},
-    "GHM-C max 10 + GHM-R max 1": {"loss": "ghmc", "box_loss": "ghmr", "max_weight": 10.0, "box_max_weight": 1.0},
 }
 RATES = (6e-4, 1.5e-3, 4e-3, 1e-2)
 BOX_WEIGHTS = (0.8, 4.0, 20.0, 100.0)

@@ -43,9 +43,9 @@ def by_element(weight, x):
 class Loop:
     """kind "c" (logits) or "r" (box deltas). Keeps the moving average as one Python number a region."""
 
-    def __init__(self, kind, bins, *, momentum=0.0, variant="paper", mu=0.02, max_weight=None, dtype=torch.float32):
+    def __init__(self, kind, bins, *, momentum=0.0, variant="paper", mu=0.02, exponent=1.0, dtype=torch.float32):
         self.kind, self.bins, self.momentum, self.variant, self.mu = kind, bins, momentum, variant, mu
-        self.max_weight = math.inf if max_weight is None else max_weight
+        self.exponent = exponent
         self.dtype = dtype  # in which the norm is compared with the edges
         self.edges = [torch.tensor(float(i)) / bins for i in range(bins)]
         self.average, self.steps = [0.0] * bins, 0
@@ -75,7 +75,7 @@ class Loop:
             shares.append(valid.double().flatten() if share is None else share.flatten())
         norm, loss, valid, share = map(torch.cat, (norms, losses, valids, shares))
         total = max(share.sum().item() if (self.kind, self.variant) == ("r", "mmdet") else valid.sum().item(), 1.0)
-        weight, regions = torch.zeros_like(loss), 0
+        weight, shares = torch.zeros_like(loss), []
         if valid.any():
             self.steps += 1
         for i in range(self.bins):
@@ -85,13 +85,14 @@ class Loop:
             number = inside.sum().item()
             if self.momentum > 0 and valid.any() and (number or self.variant == "paper"):
                 self.average[i] = self.momentum * self.average[i] + (1 - self.momentum) * number
+            density = self.average[i] if self.momentum > 0 else number
+            if self.momentum > 0 and self.variant == "paper":
+                density /= max(1 - self.momentum**self.steps, 1e-300)
+            if number or self.variant == "paper":
+                shares.append(density ** (1 - self.exponent) if density or self.exponent == 1 else 0)
             if number:
-                regions += 1
-                density = self.average[i] if self.momentum > 0 else number
-                if self.momentum > 0 and self.variant == "paper":
-                    density /= 1 - self.momentum**self.steps
-                weight[inside] = total / density
-        weight = torch.clamp(weight / (self.bins if self.variant == "paper" else max(regions, 1)), max=self.max_weight)
+                weight[inside] = total / density**self.exponent
+        weight = weight / (sum(shares) or 1)
         weighed = loss * weight
         if reduction == "none":
             return weighed
@@ -149,7 +150,7 @@ def assert_agrees(
     if not listed:
         arguments = [argument if argument is None else argument[0] for argument in arguments]
     options = dict(bins=loop.bins, momentum=loop.momentum, variant=loop.variant, running_counts=state)
-    options["max_weight"] = None if loop.max_weight == math.inf else loop.max_weight
+    options["exponent"] = loop.exponent
     function = ghm_triton.ghmc_loss
     if loop.kind == "r":
         function, options["mu"] = ghm_triton.ghmr_loss, loop.mu

@@ -52,7 +52,7 @@ def harmonize(
     reduction="mean",
     mu=0.02,
     region=None,
-    max_weight=None,
+    exponent=1.0,
 ):
     """(loss, gradient, new state), float64, for dense targets and weights of the shape of x. state: as running_counts."""
     valid = torch.ones_like(x, dtype=torch.bool) if weight is None else weight > 0
@@ -66,19 +66,20 @@ def harmonize(
     if averaged and variant == "paper":
         state[bins] = momentum * state[bins] + (1 - momentum)
     beta = torch.zeros(x.shape, dtype=torch.float64)
-    present = 0
+    total = 0.0
     for j in range(bins):
         inside = (region == j) & valid
         count = inside.sum().item()
-        present += count > 0
         if averaged and (variant == "paper" or count > 0):
             state[j] = momentum * state[j] + (1 - momentum) * count
+        density = count
+        if averaged:
+            density = state[j].item() / (state[bins].item() if variant == "paper" else 1)
+        if variant == "paper" or count > 0:  # 0^0 is 1 with the exponent 1 only
+            total += 1.0 if exponent == 1 else density ** (1 - exponent) if density > 0 else 0.0
         if count > 0:
-            density = count if not averaged else state[j].item() / (state[bins].item() if variant == "paper" else 1)
-            beta[inside] = number / density
-    beta /= bins if variant == "paper" else max(present, 1)
-    if max_weight is not None:
-        beta[beta > max_weight] = max_weight
+            beta[inside] = number / density**exponent
+    beta /= max(total, 1e-300)
     divisor = {"mean": number + (torch.finfo(torch.float32).eps if variant == "mmdet" else 0)}.get(reduction, 1)
     weighed = torch.where(valid, beta * loss, 0.0) / divisor
     gradient = torch.where(valid, beta * slope, 0.0) / divisor

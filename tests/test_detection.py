@@ -89,12 +89,11 @@ def test_loss_weights_and_other_options_reach_the_losses(batch):
     weighed = model.head.compute_loss(targets, outputs, anchors, matches)
     torch.testing.assert_close(weighed["classification"], 2 * once["classification"])
     torch.testing.assert_close(weighed["bbox_regression"], 10 * once["bbox_regression"])
-    limits = {"max_weight": 5.0, "box_max_weight": 3.0}
-    losses = harmonize(model, bins=7, box_bins=3, mu=0.1, momentum=0.5, variant="mmdet", **limits).head
+    losses = harmonize(model, bins=7, box_bins=3, mu=0.1, momentum=0.5, variant="mmdet", exponent=0.5).head
     options = losses.classification_loss, losses.regression_loss
     assert [(loss.bins, loss.momentum, loss.variant) for loss in options] == [(7, 0.5, "mmdet"), (3, 0.5, "mmdet")]
     assert losses.regression_loss.mu == 0.1
-    assert [loss.max_weight for loss in options] == [5.0, 3.0]
+    assert [loss.exponent for loss in options] == [0.5, 0.5]
 
 
 def test_paper_settings_are_the_defaults():

@@ -51,7 +51,7 @@ def test_missing_data_is_named(tmp_path, capsys):
         ("--lr", "0", "a finite number above 0, got '0'"),
         ("--clip", "nan", "a finite number above 0, got 'nan'"),
         ("--flip", "1.5", "a finite number from 0 up to 1, got '1.5'"),
-        ("--box-max-weight", "inf", "a finite number above 0, got 'inf'"),
+        ("--exponent", "1.5", "a finite number from 0 up to 1, got '1.5'"),
         ("--device", "gpu", "auto, cpu, cuda or cuda:N"),
         ("--device", "cuda:64", "auto, cpu, cuda or cuda:N"),
     ],

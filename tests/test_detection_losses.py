@@ -116,27 +116,14 @@ def test_names_choose_the_losses():
     assert kinds("focal") == (none, none)
     assert kinds("ce", "smooth_l1", box_loss_weight=2.0) == (CrossEntropyLoss, SmoothL1Loss)
     plain = use_losses(small_retinanet(4), "ghmc", "asl1", mu=0.1, box_loss_weight=2.0).head.regression_loss
-    limited = use_losses(small_retinanet(4), "ghm", max_weight=5.0, box_max_weight=3.0).head
-    assert (limited.classification_loss.max_weight, limited.regression_loss.max_weight) == (5.0, 3.0)
+    tempered = use_losses(small_retinanet(4), "ghm", exponent=0.5).head
+    assert (tempered.classification_loss.exponent, tempered.regression_loss.exponent) == (0.5, 0.5)
     assert (plain.bins, plain.momentum, plain.mu, plain.loss_weight) == (1, 0.0, 0.1, 2.0)
     for names, message in ((["ohem"], "loss: expected one of"), (["ce", "l2"], "box_loss: expected one of")):
         with pytest.raises(ValueError, match=message):
             use_losses(small_retinanet(4), *names)
     with pytest.raises(ValueError, match="box_loss_weight: expected 1 for the model's own loss, got 2.0"):
         use_losses(small_retinanet(4), "focal", box_loss_weight=2.0)
-    for names, limit in (
-        (["focal"], "max_weight"),
-        (["ce", "smooth_l1"], "max_weight"),
-        (["ghmc"], "box_max_weight"),
-        (["ghm", "asl1"], "box_max_weight"),
-    ):
-        with pytest.raises(ValueError, match=f"^{limit}: expected None for a loss that is not harmonized, got 3.0"):
-            use_losses(small_retinanet(4), *names, **{limit: 3.0})
-    for limit in ("max_weight", "box_max_weight"):
-        with pytest.raises(ValueError, match=f"^{limit} must be None, or positive and finite, got 0"):
-            harmonize(small_retinanet(4), **{limit: 0})
-    with pytest.raises(ValueError, match="^max_weight: expected None"):
-        harmonize(small_retinanet(4), bins=None, max_weight=3.0)
     with pytest.raises(ValueError, match="model: expected one of .*retinanet_resnet50_fpn_v2.* got 'yolo'"):
         build_model("yolo", 3)
 

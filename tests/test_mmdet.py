@@ -52,12 +52,12 @@ def compare(module, loop, x, target, weight, device, reduction="mean", **keyword
         assert_near(module.acc_sum, torch.tensor(loop.average, dtype=torch.float64), 1e-6, 0.0)
 
 
-@pytest.mark.parametrize("max_weight", [None, 2.0])
+@pytest.mark.parametrize("exponent", [1, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_five_levels_a_step(dtype, max_weight, device, draw):
+def test_five_levels_a_step(dtype, exponent, device, draw):
     """The state passes from level to level, in train and in eval; `avg_factor` and others have no effect."""
-    loop = Loop("c", 30, momentum=0.75, variant="mmdet", max_weight=max_weight)
-    module = GHMC(bins=30, momentum=0.75, use_sigmoid=True, loss_weight=1.5, max_weight=max_weight).to(device)
+    loop = Loop("c", 30, momentum=0.75, variant="mmdet", exponent=exponent)
+    module = GHMC(bins=30, momentum=0.75, use_sigmoid=True, loss_weight=1.5, exponent=exponent).to(device)
     for step in range(2):
         for level, rows in enumerate((40, 20, 0, 6, 2)):
             x, labels, weights = head_outputs(rows, draw, loop, dtype)
@@ -66,12 +66,12 @@ def test_five_levels_a_step(dtype, max_weight, device, draw):
         module.eval()
 
 
-@pytest.mark.parametrize("max_weight", [None, 0.5])
+@pytest.mark.parametrize("exponent", [1, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_boxes_of_five_levels_a_step(dtype, max_weight, device, draw):
+def test_boxes_of_five_levels_a_step(dtype, exponent, device, draw):
     """As above, where N is the sum of the weights; predictions may be 16-bit while targets are not."""
-    loop = Loop("r", 10, momentum=0.7, variant="mmdet", max_weight=max_weight)
-    module = GHMR(mu=0.02, bins=10, momentum=0.7, loss_weight=10.0, max_weight=max_weight).to(device)
+    loop = Loop("r", 10, momentum=0.7, variant="mmdet", exponent=exponent)
+    module = GHMR(mu=0.02, bins=10, momentum=0.7, loss_weight=10.0, exponent=exponent).to(device)
     for _ in range(2):
         for rows in (60, 15, 0, 7, 1):
             target = torch.randn(rows, 4, generator=draw)
@@ -101,7 +101,7 @@ def test_defaults_and_signatures():
     """Configurations that name nothing must train as they did: 10 bins, no momentum."""
     for module in (GHMC(), GHMR()):
         assert (module.bins, module.momentum, module.loss_weight, module.reduction) == (10, 0, 1.0, "mean")
-        assert "acc_sum" not in module.state_dict() and module.max_weight is None
+        assert "acc_sum" not in module.state_dict() and module.exponent == 1
     assert GHMC().use_sigmoid is True and GHMR().mu == 0.02
     positional = GHMC(30, 0.75, True, 2.0, "sum")
     assert (positional.bins, positional.momentum, positional.loss_weight, positional.reduction) == (

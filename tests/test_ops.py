@@ -24,7 +24,7 @@ def arguments(name, loss, reduction="mean"):
     target = torch.randint(-1, 4, (10,), device=DEVICE) if loss == "ghmc" else x * 0.9
     population = [x], [target], [torch.ones(10, device=DEVICE)]
     mu = None if loss == "ghmc" else 0.02
-    options = Options(mu, 10, 0.5, "paper", reduction, max_weight=20.0, grad=True)
+    options = Options(mu, 10, 0.5, "paper", reduction, exponent=0.5, grad=True)
     if name == "triton_gradient":
         grad = torch.ones_like(x) if reduction == "none" else torch.ones((), device=DEVICE)
         return [grad], *population, torch.rand(16, device=DEVICE), *options

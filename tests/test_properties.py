@@ -52,10 +52,10 @@ def populations(draw, kind):
     return inputs, targets, None if weighed is None else weights, style == "soft"
 
 
-def agrees(population, kind, bins, variant, momentum, reduction, max_weight, backend, device):
+def agrees(population, kind, bins, variant, momentum, reduction, exponent, backend, device):
     inputs, targets, weights, soft = population
     dtype = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
-    loop = Loop(kind, bins, momentum=momentum, variant=variant, max_weight=max_weight, dtype=dtype)
+    loop = Loop(kind, bins, momentum=momentum, variant=variant, exponent=exponent, dtype=dtype)
     inputs = [off_edges(x, t, loop) for x, t in zip(inputs, targets)]
     size = bins + (variant == "paper")
     state = torch.zeros(size, device=device) if momentum else None
@@ -69,38 +69,38 @@ OPTIONS = dict(
     variant=st.sampled_from(["paper", "mmdet"]),
     momentum=st.sampled_from([0.0, 0.75, 0.99]),
     reduction=st.sampled_from(["mean", "sum", "none"]),
-    max_weight=st.sampled_from([None, 2, 0.3]),
+    exponent=st.sampled_from([1, 0.5, 0.25, 0]),
 )
 
 
 @examples(700)
 @given(population=populations("c"), **OPTIONS)
-def test_ghmc_eager(population, device, bins, variant, momentum, reduction, max_weight):
+def test_ghmc_eager(population, device, bins, variant, momentum, reduction, exponent):
     """Any combination of shapes, strides, dtypes, weights and options against the loop."""
-    agrees(population, "c", bins, variant, momentum, reduction, max_weight, "eager", device)
+    agrees(population, "c", bins, variant, momentum, reduction, exponent, "eager", device)
 
 
 @examples(450)
 @given(population=populations("r"), **OPTIONS)
-def test_ghmr_eager(population, device, bins, variant, momentum, reduction, max_weight):
+def test_ghmr_eager(population, device, bins, variant, momentum, reduction, exponent):
     """As above."""
-    agrees(population, "r", bins, variant, momentum, reduction, max_weight, "eager", device)
+    agrees(population, "r", bins, variant, momentum, reduction, exponent, "eager", device)
 
 
 @examples(60)
 @given(population=populations("c"), **OPTIONS)
-def test_ghmc_triton(population, device, bins, variant, momentum, reduction, max_weight):
+def test_ghmc_triton(population, device, bins, variant, momentum, reduction, exponent):
     """As above, in the kernels."""
     pytest.importorskip("triton")
-    agrees(population, "c", bins, variant, momentum, reduction, max_weight, "triton", device)
+    agrees(population, "c", bins, variant, momentum, reduction, exponent, "triton", device)
 
 
 @examples(60)
 @given(population=populations("r"), **OPTIONS)
-def test_ghmr_triton(population, device, bins, variant, momentum, reduction, max_weight):
+def test_ghmr_triton(population, device, bins, variant, momentum, reduction, exponent):
     """As above."""
     pytest.importorskip("triton")
-    agrees(population, "r", bins, variant, momentum, reduction, max_weight, "triton", device)
+    agrees(population, "r", bins, variant, momentum, reduction, exponent, "triton", device)
 
 
 @FEW

@@ -222,26 +222,73 @@ def test_one_region_is_binary_cross_entropy(backend, device):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("variant", ["paper", "mmdet"])
-def test_max_weight(variant, reduction, backend, device):
-    """A limit between the weights of full and of nearly empty regions, of an averaged density too."""
+def test_exponent(variant, reduction, backend, device):
+    """Tempered densities, of one call and averaged, with regions that are empty in a call and not in the average."""
     options = dict(backend=backend, device=device, variant=variant, reduction=reduction)
     x, target = logits(300, 5), labels(300, 5)
-    for limit in (0.5, 3, 40.0):
-        check_ghmc(x, target, max_weight=limit, **options)
-        check_ghmr(x, torch.zeros(300, 5), max_weight=limit, **options)
+    for exponent in (0, 0.25, 0.5, 0.9, 1):
+        check_ghmc(x, target, exponent=exponent, **options)
+        check_ghmr(x, torch.zeros(300, 5), exponent=exponent, **options)
     state = torch.zeros(30 + (variant == "paper"))
-    for _ in range(2):
-        check_ghmc(x, target, max_weight=1.5, momentum=0.5, running_counts=state, **options)
+    for shift in (4.0, 0.0, -2.0):
+        check_ghmc(x + shift, target, exponent=0.5, momentum=0.5, running_counts=state, **options)
 
 
-def test_max_weight_is_a_factor_of_cross_entropy(backend, device):
-    """1 of 101 elements weighs 101 / 2, but for a limit; with one below all weights, it is that times cross entropy."""
+def test_exponent_1_is_the_paper_to_the_bit(backend, device):
+    """The weights are N / (R_j M), rounded once: one region has the weight 1 and gives the losses to weigh."""
+    target = labels(300, 5)
+    x = clear_of_edges("c", logits(300, 5), one_hot(target, 5), 30)
+    options = dict(reduction="none", backend=backend, device=device)
+    region = regions("c", x, one_hot(target, 5), 30)
+    beta = (x.numel() / (region.flatten().bincount(minlength=30).double() * 30))[region].float()
+    plain, _ = evaluate(ghm_triton.ghmc_loss, x, target, bins=1, exponent=1, **options)
+    value, _ = evaluate(ghm_triton.ghmc_loss, x, target, bins=30, exponent=1, **options)
+    if device == "cpu":
+        assert torch.equal(value, beta * plain)
+    else:  # a GPU's division may be two units in the last place off
+        assert_close(value, beta * plain, 2.0**-22)
+
+
+def test_exponent_0_is_cross_entropy_and_asl1(backend, device):
+    """Whatever the density: with empty regions, and with an average that differs from the call."""
+    x, target, mu = logits(300, 5), torch.rand(300, 5, generator=torch.Generator().manual_seed(2)).round(), 0.02
+    state = torch.rand(31, generator=torch.Generator().manual_seed(3)) * 100
+    options = dict(exponent=0, backend=backend, device=device)
+    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, **options)
+    wide = x.double().requires_grad_()
+    expected = F.binary_cross_entropy_with_logits(wide, target.double())
+    expected.backward()
+    assert_close(value, expected.detach(), LOSS)
+    assert_close(grad, wide.grad, GRADIENT)
+    each, _ = evaluate(ghm_triton.ghmc_loss, x, target, momentum=0.5, running_counts=state, reduction="none", **options)
+    ratio = each.double().cpu() / F.binary_cross_entropy_with_logits(x.double(), target.double(), reduction="none")
+    assert_close(ratio, ratio[0, 0].expand_as(ratio), GRADIENT)  # one factor, N over what the average adds up to
+
+    value, grad = evaluate(ghm_triton.ghmr_loss, x, torch.zeros(300, 5), mu=mu, **options)
+    wide = x.double().requires_grad_()
+    expected = ((wide * wide + mu * mu).sqrt() - mu).mean()
+    expected.backward()
+    assert_close(value, expected.detach(), LOSS)
+    assert_close(grad, wide.grad, GRADIENT)
+
+
+def test_exponent_by_hand(backend, device):
+    """100 elements beside 1, exponent 1/2: the shares are 10 to 1, so that beta is 101/11 * (1/10, 1)."""
     x = torch.tensor([-3.0] * 100 + [3.0])
     each = F.softplus(x)
-    options = dict(bins=2, backend=backend, device=device)
-    for limit, weights in ((None, (101 / 200, 101 / 2)), (7.0, (101 / 200, 7.0)), (0.25, (0.25, 0.25))):
-        value, _ = evaluate(ghm_triton.ghmc_loss, x, torch.zeros(101), max_weight=limit, reduction="none", **options)
-        assert_close(value, torch.cat([weights[0] * each[:100], weights[1] * each[100:]]), 1e-6)
+    options = dict(bins=2, exponent=0.5, reduction="none", backend=backend, device=device)
+    value, _ = evaluate(ghm_triton.ghmc_loss, x, torch.zeros(101), **options)
+    assert_close(value, torch.cat([101 / 110 * each[:100], 101 / 11 * each[100:]]), 1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.0])
+def test_scale_free(exponent, backend, device):
+    """All counts four times as large: the same weights; their mean is 1 without an average."""
+    x, target = logits(300, 5), torch.rand(300, 5, generator=torch.Generator().manual_seed(2)).round()
+    options = dict(exponent=exponent, backend=backend, device=device)
+    once, _ = evaluate(ghm_triton.ghmc_loss, x, target, **options)
+    more, _ = evaluate(ghm_triton.ghmc_loss, x.repeat(4, 1), target.repeat(4, 1), **options)
+    assert_close(more, once, LOSS)
 
 
 @pytest.mark.parametrize("x", [-11.5, -20.0, -60.0, 11.5, 60.0, -0.0], ids=str)

@@ -7,7 +7,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 
 from ghm_triton import GHMCLoss, GHMRLoss
 
-from .retinanet import check_limits, set_losses
+from .retinanet import set_losses
 
 LOSSES = ("ghm", "ghmc", "focal", "ce")
 BOX_LOSSES = ("model", "smooth_l1", "asl1", "ghmr")
@@ -64,8 +64,7 @@ def use_losses(
     mu: float = 0.02,
     class_loss_weight: float = 1.0,
     box_loss_weight: float = 1.0,
-    max_weight: float | None = None,
-    box_max_weight: float | None = None,
+    exponent: float = 1.0,
     variant: str = "paper",
     sync: bool = False,
 ) -> RetinaNet | FCOS:
@@ -75,12 +74,11 @@ def use_losses(
         model: a RetinaNet or FCOS of torchvision. An FCOS keeps its own box losses.
         loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "focal" (the model's own) or "ce".
         box_loss: "ghmr", "asl1", "smooth_l1" or "model" (the model's own). None: "ghmr" for "ghm", else "model".
-        bins, box_bins, momentum, mu, max_weight, box_max_weight, variant, sync: as for :func:`ghm_triton.detection.harmonize`.
+        bins, box_bins, momentum, mu, exponent, variant, sync: as for :func:`ghm_triton.detection.harmonize`.
         class_loss_weight, box_loss_weight: factors of the two losses; those of the model itself have none.
 
     Raises:
-        ValueError: a name is unknown, a factor is given for a loss of the model itself, or a limit for one that is not
-            harmonized.
+        ValueError: a name is unknown, a factor is given for a loss of the model itself.
 
     Example:
         >>> model = use_losses(small_retinanet(10), "focal", "smooth_l1", box_loss_weight=2.0)
@@ -101,10 +99,9 @@ def use_losses(
     ):
         if own and weight != 1:
             raise ValueError(f"{name}: expected 1 for the model's own loss, got {weight!r}")
-    check_limits(max_weight, loss in ("ghm", "ghmc"), box_max_weight, box_loss == "ghmr")
-    common = {"variant": variant, "sync": sync}
-    ghmc = {"bins": bins, "momentum": momentum, "max_weight": max_weight}
-    ghmr = {"bins": box_bins, "momentum": momentum, "max_weight": box_max_weight}
+    common = {"exponent": exponent, "variant": variant, "sync": sync}
+    ghmc = {"bins": bins, "momentum": momentum}
+    ghmr = {"bins": box_bins, "momentum": momentum}
     classification = {
         "focal": lambda: None,
         "ce": lambda: CrossEntropyLoss(class_loss_weight),

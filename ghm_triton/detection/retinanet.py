@@ -8,7 +8,6 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ghm_triton import GHMCLoss, GHMRLoss
-from ghm_triton.checks import check_max_weight
 
 from .fcos import HarmonizedFCOSHead
 from .heads import HarmonizedLosses, match_labels, object_index
@@ -23,8 +22,7 @@ def harmonize(
     mu: float = 0.02,
     class_loss_weight: float = 1.0,
     box_loss_weight: float = 1.0,
-    max_weight: float | None = None,
-    box_max_weight: float | None = None,
+    exponent: float = 1.0,
     variant: str = "paper",
     backend: str | None = None,
     sync: bool = False,
@@ -47,41 +45,28 @@ def harmonize(
         momentum: of the moving averages of both densities.
         mu: of ASL1, in units of the encoded box deltas.
         class_loss_weight, box_loss_weight: factors of the two losses.
-        max_weight, box_max_weight: the most that an element's harmonizing weight may be, in GHM-C and GHM-R.
-            Not in the paper; with small models or batches try 10 for GHM-C, and `box_bins=1` for boxes.
+        exponent: of the tempered densities of both losses. 1 is the paper; with small models or batches take 0.5.
         variant, backend: as for :func:`ghm_triton.ghmc_loss`.
         sync: take the densities over all processes of torch.distributed. The losses are scaled so that the mean of the
             processes' gradients, which DistributedDataParallel takes, is that of one process with the whole batch.
 
     Raises:
         TypeError: `model` is no RetinaNet or FCOS, or its head not torchvision's.
-        ValueError: an option is out of range, or a limit given for a loss that is not harmonized.
+        ValueError: an option is out of range.
 
     Example:
         >>> model = harmonize(torchvision.models.detection.retinanet_resnet50_fpn(num_classes=91))
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
     harmonize_boxes = box_bins is not None and not isinstance(model, FCOS)
-    check_limits(max_weight, bins is not None, box_max_weight, harmonize_boxes)
-    common = {"momentum": momentum, "variant": variant, "backend": backend, "sync": sync}
+    common = {"momentum": momentum, "exponent": exponent, "variant": variant, "backend": backend, "sync": sync}
     return set_losses(
         model,
-        None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, max_weight=max_weight, **common),
-        GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, max_weight=box_max_weight, **common)
+        None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, **common),
+        GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, **common)
         if harmonize_boxes
         else None,
     )
-
-
-def check_limits(max_weight: float | None, of_classes: bool, box_max_weight: float | None, of_boxes: bool) -> None:
-    """Raise where a limit is out of range, or given to a loss that is not harmonized."""
-    for name, limit, harmonized in (
-        ("max_weight", max_weight, of_classes),
-        ("box_max_weight", box_max_weight, of_boxes),
-    ):
-        check_max_weight(limit, name=name)
-        if limit is not None and not harmonized:
-            raise ValueError(f"{name}: expected None for a loss that is not harmonized, got {limit!r}")
 
 
 def set_losses(

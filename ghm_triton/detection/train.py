@@ -149,8 +149,8 @@ def load_data(options: argparse.Namespace) -> tuple[CocoBoxes, CocoBoxes]:
 
 def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
     """What a checkpoint says of its model, and what must be the same to go on from it."""
-    factors = ("class_loss_weight", "box_loss_weight", "max_weight", "box_max_weight")
-    names = ("bins", "box_bins", "momentum", "mu", "variant", *factors)
+    factors = ("class_loss_weight", "box_loss_weight")
+    names = ("bins", "box_bins", "momentum", "mu", "exponent", "variant", *factors)
     return {
         "model": options.model,
         "min_size": options.min_size,
@@ -231,12 +231,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--box-bins", type=whole(1), default=10, help="M of GHM-R (10)")
     add("--momentum", type=real(), default=0.75, help="of the densities (0.75)")
     add("--mu", type=real(above=0), default=0.02, help="of ASL1 (0.02)")
-    add(
-        "--max-weight",
-        type=real(above=0),
-        help="of an element in GHM-C, 1 being its weight in cross entropy; try 10 (none)",
-    )
-    add("--box-max-weight", type=real(above=0), help="and in GHM-R, 1 being its weight in ASL1 (none)")
+    add("--exponent", type=real(0, 1), default=1.0, help="of both densities; 1 is the paper, try 0.5 (1)")
     add("--variant", choices=["paper", "mmdet"], default="paper", help="(paper)")
     add("--class-loss-weight", type=real(0), default=1.0, help="(1)")
     add("--box-loss-weight", type=real(0), default=1.0, help="(1)")

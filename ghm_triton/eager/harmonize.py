@@ -21,8 +21,7 @@ def harmonize(
     present = density > 0
     shared = smooth ** (1 - options.exponent)
     total_share = torch.where(present, shared, 0.0).sum() if options.mmdet else shared.sum()
-    least = 0 if options.max_weight is None else size / options.max_weight
-    coefficients = torch.where(present, scale / (smooth**options.exponent * total_share).clamp(min=least), 0.0)
+    coefficients = torch.where(present, scale / (smooth**options.exponent * total_share), 0.0)
     return torch.cat([coefficients, scale[None], torch.zeros_like(scale)[None]]), state
 
 
