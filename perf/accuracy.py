@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ghm_triton.detection.checkpoint import load_checkpoint, save_checkpoint
-from ghm_triton.detection.demo import BATCH, train
+from ghm_triton.detection.demo import train
 from ghm_triton.detection.digits import STYLES, DigitScenes
 from ghm_triton.detection.evaluation import METRICS, average_precision, detect
 from ghm_triton.detection.losses import use_losses
@@ -26,7 +26,7 @@ from ghm_triton.detection.options import real, whole
 from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.small import SmallBackbone, small_retinanet
 
-from .accuracy_plan import KEY, PAIRS, STAGES, Run, describe, markdown, plan, plot, runs_of
+from .accuracy_plan import COMPARED, KEY, PAIRS, STAGES, TASKS, Run, describe, markdown, plan, plot, runs_of
 from .table import Table, now, origin
 
 STYLE = STYLES["hard"]
@@ -51,16 +51,16 @@ def start_weights(path: Path, *, steps: int) -> dict:
 def build(run: Run, backbone: dict) -> nn.Module:
     """The model of `run`, with its losses, on the pre-trained backbone."""
     torch.manual_seed(run.seed)
-    model = small_retinanet(run.classes, size=STYLE.size)
+    model = small_retinanet(TASKS[run.task], size=STYLE.size)
     model.backbone.load_state_dict(backbone, strict=False)
-    options = {"bins": run.bins, "momentum": run.momentum, "variant": run.variant, "mu": run.mu}
+    options = {name: getattr(run, name) for name in ("bins", "momentum", "variant", "mu", "exponent")}
     return use_losses(model, **PAIRS[run.losses], box_loss_weight=run.box_weight, **options)
 
 
 def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
     """Train and evaluate; the values of the row. The grid is evaluated on other scenes than what is reported."""
     model = build(run, backbone)
-    common = {"classes": run.classes, "style": STYLE}
+    common = {"classes": TASKS[run.task], "style": STYLE}
     held_out = DigitScenes(scenes, split="val", seed=1 if run.stage == "grid" else 0, **common)
     few = DigitScenes(math.ceil(scenes / 4), split="val", seed=2, **common)
     points, elsewhere, done = [], 0.0, 0
@@ -74,8 +74,8 @@ def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
             elsewhere += time.perf_counter() - paused
 
     start = time.perf_counter()
-    training = DigitScenes(run.steps * BATCH, split="train", seed=run.seed, **common)
-    train(model, training, rate=run.rate, seed=run.seed, after_step=after_step)
+    training = DigitScenes(run.steps * run.batch, split="train", seed=run.seed, **common)
+    train(model, training, batch=run.batch, rate=run.rate, seed=run.seed, after_step=after_step)
     seconds = time.perf_counter() - start - elsewhere
     result = average_precision(held_out.coco(), detect(model, held_out))
     return result | {"curve": " ".join(points), "seconds_per_step": seconds / run.steps, "scenes": scenes}
@@ -87,8 +87,8 @@ def next_run(rows: pd.DataFrame, options: argparse.Namespace) -> tuple[Run | Non
     runs = plan(
         rows,
         stages=options.stages,
-        names=options.losses,
-        classes=options.classes,
+        compared=[pair for pair in COMPARED if pair[0] in options.losses and pair[1] in options.exponents],
+        tasks=options.tasks,
         steps=options.steps,
         seeds=options.seeds,
         ablation_seeds=options.ablation_seeds,
@@ -142,11 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf.accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="(all)")
-    parser.add_argument("--classes", nargs="+", type=int, choices=[1, 10], default=[10, 1], help="(10, then 1)")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="(all)")
     parser.add_argument("--losses", nargs="+", choices=list(PAIRS), default=list(PAIRS), help="(all)")
+    exponents = sorted({exponent for _, exponent in COMPARED})
+    parser.add_argument("--exponents", nargs="+", type=float, choices=exponents, default=exponents, help="(all)")
     parser.add_argument("--seeds", type=whole(1), default=5, help="of each pair of losses (5)")
     parser.add_argument("--ablation-seeds", type=whole(1), default=2, help="of each setting (2)")
-    parser.add_argument("--steps", type=whole(1), help=f"of {BATCH} images each (800)")
+    parser.add_argument("--steps", type=whole(1), help="(800)")
     parser.add_argument("--scenes", type=whole(1), default=300, help="held out, to evaluate on (300)")
     parser.add_argument("--threads", type=whole(1), help="of PyTorch (as PyTorch chooses)")
     parser.add_argument("--max-minutes", type=real(0), default=math.inf, help="start no run that would end later")
