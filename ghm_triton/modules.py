@@ -24,7 +24,7 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
     return moved if moved.dtype == original.dtype else original.to(moved.device)
 
 
-class _HarmonizedLoss(Fp32Buffers):
+class HarmonizedLoss(Fp32Buffers):
     """The settings are attributes of the names that they have as arguments, and read in each call."""
 
     running_counts: Tensor | None
@@ -50,12 +50,13 @@ class _HarmonizedLoss(Fp32Buffers):
 
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
         """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss` and :func:`ghm_triton.ghmr_loss`."""
+        group, state = world(self.sync), self.running_counts
+        return checked_loss(input, target, weight, state, self.options(), backend=self.backend, process_group=group)
+
+    def options(self) -> Options:
+        """The settings as they are now, and whether a call updates the state."""
         options = Options(**{name: getattr(self, name) for name in SETTINGS})
-        options = options._replace(update=self.training or options.mmdet)
-        group = world(self.sync)
-        return checked_loss(
-            input, target, weight, self.running_counts, options, backend=self.backend, process_group=group
-        )
+        return options._replace(update=self.training or options.mmdet)
 
     def density(self) -> Density:
         """The density of the gradient norm that the loss works with, and the weights that follow from it.
@@ -81,7 +82,7 @@ class _HarmonizedLoss(Fp32Buffers):
                 "momentum must be positive for density(), which reads the moving average, got 0: "
                 "with momentum=0.01 it is nearly that of the last call"
             )
-        return density_of(self.running_counts, Options(**{name: getattr(self, name) for name in SETTINGS}))
+        return density_of(self.running_counts, self.options())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         came = local_metadata.get("variant", self.variant)
@@ -95,12 +96,12 @@ class _HarmonizedLoss(Fp32Buffers):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
 
 
-def _note_variant(module: _HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
+def _note_variant(module: HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
     """The counts of both variants can have one shape, and mean different things."""
     metadata["variant"] = module.variant
 
 
-class GHMCLoss(_HarmonizedLoss):
+class GHMCLoss(HarmonizedLoss):
     """:func:`ghm_triton.ghmc_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:
@@ -136,7 +137,7 @@ class GHMCLoss(_HarmonizedLoss):
         super().__init__(options, backend, sync)
 
 
-class GHMRLoss(_HarmonizedLoss):
+class GHMRLoss(HarmonizedLoss):
     """:func:`ghm_triton.ghmr_loss` times `loss_weight`, with its state in the buffer `running_counts`.
 
     Args:

@@ -65,3 +65,31 @@ def touched_anchors(level: Level, tile: Tile) -> int:
     """A power of two, at least the number of anchors that a tile can touch."""
     whole = tile.block % level.columns == 0
     return triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2))
+
+
+class RowTile(NamedTuple):
+    """The rows of logits and the classes of them that a program takes at once, and its warps."""
+
+    rows: int
+    block: int
+    warps: int
+
+    def count(self, level: Level) -> int:
+        """The tiles of all rows, each with as many blocks of classes as it takes."""
+        outer, inner = level.input.shape[0], level.input.shape[2:].numel()
+        return triton.cdiv(outer, self.rows) if level.input.dim() == 2 else outer * triton.cdiv(inner, self.rows)
+
+
+def row_tile(level: Level) -> RowTile:
+    """For logits [A, C] or [A, C, S]."""
+    columns, vector = level.input.shape[1], 16 // level.input.element_size()
+    if level.input.dim() == 2:
+        block = min(triton.next_power_of_2(columns), 32 * LANES)
+        return RowTile(32 * LANES // block, block, 1)
+    inner = level.input.shape[2:].numel()
+    return RowTile(min(vector * LANES, triton.next_power_of_2(inner)), min(4, triton.next_power_of_2(columns)), 1)
+
+
+def row_programs(level: Level) -> int:
+    """Programs that count the rows: one per tile, at most as many as are resident at once."""
+    return min(row_tile(level).count(level), resident_programs(level.input.device))

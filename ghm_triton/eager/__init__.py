@@ -1,8 +1,8 @@
-"""GHM-C and GHM-R in plain PyTorch: the CPU path, and the operator `ghm_triton::eager_loss`.
+"""The losses in plain PyTorch: the CPU path, and the operator `ghm_triton::eager_loss`.
 
-    ghmc.py, ghmr.py   norm, loss and residual of the elements; counts by region
-    harmonize.py       from the counts to the coefficients and the moving average
-    levels.py          what the levels of both losses have in common
+    ghmc.py, ghmr.py, cross_entropy.py   norm, loss and residual; counts by region
+    harmonize.py                         from the counts to the coefficients and the moving average
+    levels.py                            what the levels of all losses have in common
 
 Two passes: counts by region, then losses and gradients weighed by the coefficients that the counts of all levels give.
 ghm_triton.kernels has the same layout. Arguments are taken as checked.
@@ -14,9 +14,12 @@ from torch import Tensor
 from ..conventions import Population
 from ..distributed import all_reduce
 from ..options import Options
+from .cross_entropy import CrossEntropyLevel
 from .ghmc import measure_ghmc
 from .ghmr import measure_ghmr
 from .harmonize import harmonize
+
+_MEASURES = {"ghmc": measure_ghmc, "ghmr": measure_ghmr, "cross_entropy": CrossEntropyLevel}
 
 
 @torch.no_grad()
@@ -26,10 +29,10 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
 
     Losses and gradients in fp32, or fp64 for fp64 inputs.
     """
-    measure = measure_ghmc if options.mu is None else measure_ghmr
+    measure = _MEASURES[options.loss]
     levels = [measure(level, options) for level in population.levels()]
     counts = sum(level.counts for level in levels).double()
-    by_weight = options.mmdet and options.mu is not None and population.weights
+    by_weight = options.mmdet and options.loss == "ghmr" and population.weights
     total = _sum_of_weights(population) if by_weight else counts[: options.bins + 1].sum()
     numbers = torch.cat([counts[: options.bins], total[None]])
     density, total = all_reduce(numbers, options.group).split([options.bins, 1])
