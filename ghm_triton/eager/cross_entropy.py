@@ -6,17 +6,28 @@ For a class index g is 1 - p_y. Where y does not sum to 1, its sum multiplies p,
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..conventions import Level
+from ..conventions import Level, loss_shape
 from ..options import Options
 from .levels import MeasuredLevel, lookup
 
 
+class _Shifted(NamedTuple):
+    """Logits and their maxima per row: log p = values - top - log_sum keeps its digits at any offset."""
+
+    values: Tensor
+    top: Tensor
+
+    def all(self) -> Tensor:
+        return self.values - self.top.unsqueeze(1)
+
+
 class CrossEntropyLevel(MeasuredLevel):
-    """Rows of C logits in the layout [A, C, S]: S is 1 where the classes are contiguous.
+    """Logits [A, C] or [A, C, S].
 
     The gradient starts as the residuals, which replace the probabilities in place.
     """
@@ -25,52 +36,53 @@ class CrossEntropyLevel(MeasuredLevel):
 
     def __init__(self, level: Level, options: Options):
         super().__init__(level, options)
-        outer, self.classes = self.shape[:2]
-        inner = self.shape[2:].numel()
-        self.logits = level.input.reshape(outer, self.classes, inner)
+        self.logits, self.target, self.class_index = level.input, level.target, level.class_index
+        self.classes = self.shape[1]
         self.ignore_index, self.smoothing = options.ignore_index, options.label_smoothing
-        self.class_index = level.class_index
-        self.target = level.target.reshape((outer, inner) if self.class_index else self.logits.shape)
-        device = level.input.device
-        self.grads = torch.empty(self.logits.shape, dtype=self.dtype, device=device) if self.grad else None
-        self.losses = torch.empty(outer, inner, dtype=self.dtype, device=device) if self.unreduced else None
-        kept = self.grad or self.unreduced
-        self.slots = torch.empty(outer, inner, dtype=torch.int32, device=device) if kept else None
-        for outer_part, inner_part in self._parts():
-            self._measure(outer_part, inner_part)
+        rows, new_empty = loss_shape(level.input, options), level.input.new_empty
+        self.grads = new_empty(self.shape, dtype=self.dtype) if self.grad else None
+        self.losses = new_empty(rows, dtype=self.dtype) if self.unreduced else None
+        self.slots = new_empty(rows, dtype=torch.int32) if self.grad or self.unreduced else None
+        for part in self._parts():
+            self._measure(*part)
 
-    def _parts(self) -> Iterator[tuple[slice, slice]]:
-        """Parts of the first and the last dimension that stay in the cache."""
-        outer, classes, inner = self.logits.shape
-        most = max(1, self.chunk // max(1, classes))  # rows
+    def _parts(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """(index into the logits, index into the rows) of parts that stay in the cache."""
+        outer, inner = self.shape[0], self.shape[2:].numel()
+        most = max(1, self.chunk // self.classes)  # rows
         inners = max(1, min(inner, most))
         outers = max(1, most // inners)
         for first in range(0, outer, outers):
+            rows = slice(first, first + outers)
+            if len(self.shape) == 2:
+                yield (rows,), (rows,)
+                continue
             for start in range(0, inner, inners):
-                yield slice(first, first + outers), slice(start, start + inners)
+                part = slice(start, start + inners)
+                yield (rows, slice(None), part), (rows, part)
 
-    def _measure(self, outer: slice, inner: slice) -> None:
-        logits = self.logits[outer, :, inner].to(self.dtype)
-        log_p = torch.log_softmax(logits, 1)
-        target = self.target[outer, inner] if self.class_index else self.target[outer, :, inner].to(self.dtype)
+    def _measure(self, at: tuple[slice, ...], rows: tuple[slice, ...]) -> None:
+        logits = self.logits[at].to(self.dtype)
+        grads = None if self.grads is None else self.grads[at]
+        p = torch.softmax(logits, 1, out=grads)
+        log_sum = p.amax(1).log_().neg_()
+        logits = _Shifted(logits, logits.amax(1))
+        ignored = None
         if self.class_index:
-            target, ignored = self._check(target.long())
-            norm, loss, residual = self._index_terms(log_p, target.unsqueeze(1))
+            index, ignored = self._check(self.target[rows].long())
+            norm, loss = self._replace_by_index(p, index.unsqueeze(1), logits, log_sum)
         else:
-            ignored = None
-            norm, loss, residual = self._distribution_terms(log_p, target)
+            norm, loss = self._replace_by_distribution(p, self.target[at].to(self.dtype), logits, log_sum)
         slots = self.slots_of(norm)
         if ignored is not None:
             slots.masked_fill_(ignored, self.ignored)
             loss.masked_fill_(ignored, 0.0)
-            residual.masked_fill_(ignored.unsqueeze(1), 0.0)
+            p.masked_fill_(ignored.unsqueeze(1), 0.0)
         self.add(slots, loss)
         if self.slots is not None:
-            self.slots[outer, inner] = slots
+            self.slots[rows] = slots
         if self.losses is not None:
-            self.losses[outer, inner] = loss
-        if self.grads is not None:
-            self.grads[outer, :, inner] = residual
+            self.losses[rows] = loss
 
     def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """(class indices, which of them are ignored or None); the ignored ones become 0."""
@@ -86,33 +98,35 @@ class CrossEntropyLevel(MeasuredLevel):
             return target, None
         return target.masked_fill(ignored, 0), ignored
 
-    def _index_terms(self, log_p: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_p_y = log_p.gather(1, index)
-        residual_y = log_p_y.expm1()  # p_y - 1 without its cancellation at p_y = 1
+    def _replace_by_index(self, p: Tensor, index: Tensor, logits: "_Shifted", log_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """(gradient norm, loss) of class indices; p becomes the residual p - y."""
+        p_y = p.gather(1, index)
+        below = logits.values.gather(1, index).squeeze(1).sub_(logits.top)
         if self.smoothing == 0:
-            residual = log_p.exp_().scatter_(1, index, residual_y)
-            return residual_y.squeeze(1).neg(), log_p_y.squeeze(1).neg(), residual
+            p.scatter_(1, index, p_y - 1)
+            return 1 - p_y.squeeze(1), log_sum.sub_(below)
         each = self.smoothing / self.classes
-        loss = log_p_y.squeeze(1).mul(self.smoothing - 1).sub_(log_p.sum(1), alpha=each)
-        residual = log_p.exp_().scatter_(1, index, residual_y + self.smoothing).sub_(each)
-        return residual.abs().sum(1).div_(2), loss, residual
+        loss = log_sum - below.mul_(1 - self.smoothing) - logits.all().sum(1) * each
+        p.scatter_(1, index, p_y - (1 - self.smoothing)).sub_(each)
+        return p.abs().sum(1).div_(2), loss
 
-    def _distribution_terms(self, log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _replace_by_distribution(
+        self, p: Tensor, y: Tensor, logits: "_Shifted", log_sum: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(gradient norm, loss) of the distributions y; p becomes the residual p sum(y) - y."""
         if self.smoothing != 0:
-            target = target * (1 - self.smoothing) + self.smoothing / self.classes
-        loss = (target * log_p).masked_fill_(target == 0, 0.0).sum(1).neg_()
-        residual = log_p.exp_().mul_(target.sum(1, keepdim=True)).sub_(target)
-        return residual.abs().sum(1).div_(2), loss, residual
+            y = y * (1 - self.smoothing) + self.smoothing / self.classes
+        mass = y.sum(1)
+        loss = mass * log_sum - (logits.all() * y).masked_fill_(y == 0, 0.0).sum(1)
+        p.mul_(mass.unsqueeze(1)).sub_(y)
+        return p.abs().sum(1).div_(2), loss
 
     def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.slots is not None:
-            for outer, inner in self._parts():
-                coefficient = lookup(coefficients, self.slots[outer, inner])
+            for at, rows in self._parts():
+                coefficient = lookup(coefficients, self.slots[rows])
                 if self.grads is not None:
-                    self.grads[outer, :, inner] *= coefficient.unsqueeze(1)
+                    self.grads[at] *= coefficient.unsqueeze(1)
                 if self.losses is not None:
-                    self.losses[outer, inner] *= coefficient
-        grads = None if self.grads is None else self.grads.view(self.shape)
-        if self.losses is None:
-            return self.total(coefficients), grads
-        return self.losses.view(self.shape[:1] + self.shape[2:]), grads
+                    self.losses[rows] *= coefficient
+        return self.total(coefficients) if self.losses is None else self.losses, self.grads
