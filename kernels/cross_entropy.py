@@ -43,13 +43,19 @@ def _rows_of(tile, n, space, COLUMNS: tl.constexpr, CONSECUTIVE: tl.constexpr, R
 
 
 @triton.jit
-def _load_block(pointer, offset, inside, first, space, OTHER, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Classes first .. first + BLOCK - 1 of the rows, fp32 [ROWS, BLOCK]; OTHER where there is none."""
+def _block_at(offset, inside, first, space, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """(offsets, mask) of the classes first .. first + BLOCK - 1 of the rows, [ROWS, BLOCK]. space: 1 or a number."""
     column = first + tl.arange(0, BLOCK)
-    at = offset[:, None] + (column * space)[None, :]
     mask = inside[:, None]
     if COLUMNS % BLOCK != 0:
         mask = mask & (column < COLUMNS)[None, :]
+    return offset[:, None] + (column * space)[None, :], mask
+
+
+@triton.jit
+def _load_block(pointer, offset, inside, first, space, OTHER, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """The logits, or the probabilities, of a block, fp32; OTHER where there is none."""
+    at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
     return tl.load(pointer + at, mask=mask, other=OTHER).to(tl.float32)
 
 
@@ -115,6 +121,8 @@ def _cross_entropy_accumulate_kernel(
 
     WHOLE_ROW: whether g needs all classes (smoothing or probabilities), not only that of the class index.
     """
+    if CONSECUTIVE:
+        space = 1
     program = tl.program_id(0)
     slots = tl.arange(0, SLOTS)
     counts = tl.zeros([SLOTS], tl.int32)
@@ -205,6 +213,8 @@ def _cross_entropy_gradient_kernel(
 
     grad is one number, or one per row (ROW_GRAD). Ignored rows are not read.
     """
+    if CONSECUTIVE:
+        space = 1
     parts: tl.constexpr = (COLUMNS + SPAN - 1) // SPAN
     program = tl.program_id(0)
     row, offset, inside = _rows_of(program // parts, n, space, COLUMNS, CONSECUTIVE, ROWS)
@@ -224,17 +234,14 @@ def _cross_entropy_gradient_kernel(
     for first in range(start, tl.minimum(start + SPAN, COLUMNS), BLOCK):
         z = _load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
         p = tl.exp2((z - maximum[:, None]) * LOG2_E)
-        column = first + tl.arange(0, BLOCK)
         if WHOLE_ROW:
             y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
             output = (p * factor[:, None] - y) * scale[:, None]
         else:
+            column = first + tl.arange(0, BLOCK)
             of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
             output = p * (factor * scale)[:, None] - of_label
-        at = offset[:, None] + (column * space)[None, :]
-        mask = inside[:, None]
-        if COLUMNS % BLOCK != 0:
-            mask = mask & (column < COLUMNS)[None, :]
+        at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
         tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
 
 

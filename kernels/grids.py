@@ -85,7 +85,7 @@ def row_tile(level: Level) -> RowTile:
     columns, vector = level.input.shape[1], 16 // level.input.element_size()
     if level.input.dim() == 2:
         block = min(triton.next_power_of_2(columns), 32 * LANES)
-        return RowTile(32 * LANES // block, block, 1)
+        return RowTile(min(32 * LANES // block, 4 * LANES), block, 1)
     inner = level.input.shape[2:].numel()
     return RowTile(min(vector * LANES, triton.next_power_of_2(inner)), min(4, triton.next_power_of_2(columns)), 1)
 
