@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip("pandas")
 
-from perf import gpu_meters
-from perf.gpu_meters import FLUSH_BYTES, CudaMeter, XpuMeter, open_meter
-from perf.runs import Run
+from perf.sweep import gpu_meters
+from perf.sweep.gpu_meters import FLUSH_BYTES, CudaMeter, XpuMeter, open_meter
+from perf.sweep.timed_calls import TimedCall
 
 SYNC = "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)"
 PROTOTYPE = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
@@ -65,7 +65,7 @@ class FakeModule:
 
     def set_sync_debug_mode(self, mode):
         self.mode = mode
-        warnings.warn(PROTOTYPE)
+        warnings.warn(PROTOTYPE, stacklevel=2)
 
 
 class FakeFlush:
@@ -87,7 +87,7 @@ def meter(request, monkeypatch):
     return made
 
 
-def timed_run(meter, milliseconds=3.0, then=lambda: None) -> Run:
+def timed_call(meter, milliseconds=3.0, then=lambda: None) -> TimedCall:
     fake = meter.module
 
     def timed():
@@ -95,7 +95,7 @@ def timed_run(meter, milliseconds=3.0, then=lambda: None) -> Run:
         fake.clock += milliseconds
         then()
 
-    return Run("forward", timed, lambda: fake.log.append("prepare"))
+    return TimedCall("forward", timed, lambda: fake.log.append("prepare"))
 
 
 def test_device_without_an_index(meter):
@@ -106,7 +106,7 @@ def test_device_without_an_index(meter):
 
 def test_time_is_of_the_run_alone(meter):
     """Neither preparing nor the flush of the cache are timed, and the host waits before it reads the events."""
-    assert meter.milliseconds(timed_run(meter), meter.timers[0]) == 3.0
+    assert meter.milliseconds(timed_call(meter), meter.timers[0]) == 3.0
     assert meter.module.log == ["prepare", "flush", "record", "timed", "record", "synchronize"]
 
 
@@ -117,7 +117,7 @@ def test_peak_is_beyond_what_was_held(meter):
     def allocate():
         fake.peak = max(fake.peak, fake.held + 70)
 
-    assert meter.peak_bytes(timed_run(meter, then=allocate)) == 70
+    assert meter.peak_bytes(timed_call(meter, then=allocate)) == 70
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["runs", "fails"])
@@ -127,8 +127,8 @@ def test_launches_and_waits(meter, monkeypatch, fails):
 
     def waits_twice():
         if fake.mode == "warn":
-            warnings.warn(SYNC)
-            warnings.warn(SYNC)
+            warnings.warn(SYNC, stacklevel=2)
+            warnings.warn(SYNC, stacklevel=2)
         if fails:
             raise RuntimeError("broken")
 
@@ -139,19 +139,19 @@ def test_launches_and_waits(meter, monkeypatch, fails):
     monkeypatch.setattr(gpu_meters, "profile", lambda activities: contextlib.nullcontext(profiler))
     if fails:
         with pytest.raises(RuntimeError, match="broken"):
-            meter.launches_and_waits(timed_run(meter, then=waits_twice))
+            meter.launches_and_waits(timed_call(meter, then=waits_twice))
     else:
         expected = (2, 2 if isinstance(meter, CudaMeter) else None)
-        assert meter.launches_and_waits(timed_run(meter, then=waits_twice)) == expected
+        assert meter.launches_and_waits(timed_call(meter, then=waits_twice)) == expected
     assert fake.mode == "default"
 
 
 def test_open_meter(monkeypatch):
-    """Of GPUs, "auto" takes the first kind of GPU that is here; what is not here or unknown is an error that says so."""
+    """Among GPUs, "auto" takes the first kind that is present. Unknown and absent devices are errors."""
     for meter in (CudaMeter, XpuMeter):
         monkeypatch.setattr(meter, "module", types.SimpleNamespace(is_available=lambda: False))
     assert open_meter("auto").device.type == "cpu"
-    with pytest.raises(ValueError, match="torch.cuda is not available"):
+    with pytest.raises(ValueError, match="one that PyTorch finds, got 'cuda:1' with 0 devices"):
         open_meter("cuda:1")
     with pytest.raises(ValueError, match="got 'tpu'"):
         open_meter("tpu")
