@@ -8,7 +8,7 @@ from .rows import FORWARD_BACKWARD, count_threads
 
 CASE = ["loss", "size", "elements", "dtype", "bins", "target", "distribution", "timer"]
 ORDER = ["timer", "elements", "dtype", "bins", "distribution", "target"]
-HEADINGS = {"distribution": "logits", "size": "name of the size", "loss": "loss"}
+HEADINGS = {"distribution": "logits"}
 
 
 def origins(rows: pd.DataFrame) -> pd.DataFrame:
@@ -32,8 +32,7 @@ def times(rows: pd.DataFrame, loss: str, mode: str = FORWARD_BACKWARD) -> pd.Dat
     order = [name for name in LABELS if name in set(rows["implementation"])]
     table = cells.pivot(index=["source", *CASE], columns="implementation", values="cell").fillna("").reset_index()
     table = table.sort_values([*ORDER, "source"], kind="stable")
-    varying = [name for name in ["source", *CASE] if name == "elements" or table[name].nunique() > 1]
-    return _with_names(table[varying + order])
+    return _with_names(table, ["source", *CASE], order)
 
 
 def _cell(row) -> str:
@@ -52,8 +51,7 @@ def compare(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     before, after = (rows[rows["source"] == name] for name in (first, second))
     joined = before.merge(after, on=[*CASE, "implementation"], suffixes=("", "_after"))
     joined = joined.sort_values(["loss", *ORDER], kind="stable")
-    table = joined[["loss", "implementation", *CASE[1:]]].copy()
-    table["loss"] = table["loss"].map(LOSSES)
+    table = joined[[*CASE, "implementation"]].copy()
     table["implementation"] = table["implementation"].map(LABELS)
     table[f"{first}, ms"] = joined["p50_ms"].map(three_digits)
     table[f"{second}, ms"] = joined["p50_ms_after"].map(three_digits)
@@ -61,8 +59,8 @@ def compare(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     table["change"] = ""
     table.loc[joined["p20_ms_after"] > joined["p80_ms"], "change"] = "slower"
     table.loc[joined["p80_ms_after"] < joined["p20_ms"], "change"] = "faster"
-    varying = [name for name in table if name not in CASE or name == "elements" or table[name].nunique() > 1]
-    return _with_names(_without_empty(table[varying]))
+    values = [name for name in table if name not in CASE]
+    return _without_empty(_with_names(table, CASE, values))
 
 
 def warnings(rows: pd.DataFrame) -> list[str]:
@@ -88,9 +86,9 @@ def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in table if not table[name].isin(["", None]).all()]]
 
 
-def _with_names(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with readable headings and numbers of elements."""
-    table = table.assign(elements=table["elements"].map("{:,}".format))
-    if "loss" in table and set(table["loss"]) <= set(LOSSES):
-        table = table.assign(loss=table["loss"].map(LOSSES))
-    return table.rename(columns=LABELS | HEADINGS).rename_axis(columns=None)
+def _with_names(table: pd.DataFrame, cases: list[str], values: list[str]) -> pd.DataFrame:
+    """The columns of `cases` that vary, and all of `values`, with readable headings, losses and numbers of elements."""
+    shown = [name for name in cases if name == "elements" or (name != "size" and table[name].nunique() > 1)]
+    names = table["size"].map(lambda name: f" ({name})" if name else "")
+    table = table.assign(elements=table["elements"].map("{:,}".format) + names, loss=table["loss"].map(LOSSES))
+    return table[shown + values].rename(columns=LABELS | HEADINGS).rename_axis(columns=None)
