@@ -367,3 +367,11 @@ def test_inputs_are_not_written_to(backend, device):
     copies = x.clone(), target.clone(), weight.clone()
     ghm_triton.ghmc_loss(x.requires_grad_(), target, weight, backend=backend).backward()
     assert all(torch.equal(a, b) for a, b in zip((x.detach(), target, weight), copies))
+
+
+def test_a_sum_of_weights_that_is_nan(backend, device):
+    """inf - inf: "mmdet" divides by the sum, and a plausible loss would be wrong."""
+    x = logits(8, 4).to(device)
+    weight = torch.ones(8, device=device)
+    weight[2], weight[5] = float("inf"), float("-inf")
+    assert ghm_triton.ghmr_loss(x, torch.zeros_like(x), weight, variant="mmdet", backend=backend).isnan()
