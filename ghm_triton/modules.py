@@ -162,8 +162,9 @@ class GHMCLoss(_HarmonizedLoss):
         running_counts (Tensor or None): The moving average, float32, also after `.half()`. Shape [bins + 1] for
             "paper", with the average of the constant 1 at the end; [bins] for "mmdet"; None for momentum 0.
 
-    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not
-    seen, or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the state in every call, as mmdetection does.
+    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not seen,
+    or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the
+    state in every call, as mmdetection does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -227,8 +228,9 @@ class GHMRLoss(_HarmonizedLoss):
         running_counts (Tensor or None): The moving average, float32, also after `.half()`. Shape [bins + 1] for
             "paper", with the average of the constant 1 at the end; [bins] for "mmdet"; None for momentum 0.
 
-    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not
-    seen, or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the state in every call, as mmdetection does.
+    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not seen,
+    or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the
+    state in every call, as mmdetection does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
