@@ -63,9 +63,7 @@ def harmonize(
     return set_losses(
         model,
         None if bins is None else GHMCLoss(bins=bins, loss_weight=class_loss_weight, **common),
-        GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, **common)
-        if harmonize_boxes
-        else None,
+        GHMRLoss(mu=mu, bins=box_bins, loss_weight=box_loss_weight, **common) if harmonize_boxes else None,
     )
 
 
