@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ghm_triton.detection.evaluation import METRICS
+from ghm_triton.detection.training.evaluation import METRICS
 
 from ..arguments import command_parser, minutes, positive_int
 from ..provenance import now, provenance

@@ -7,19 +7,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ghm_triton.detection.checkpoint import load_checkpoint, save_checkpoint
-from ghm_triton.detection.demo import train
-from ghm_triton.detection.digits import STYLES, DigitScenes
-from ghm_triton.detection.evaluation import average_precision, detect
-from ghm_triton.detection.losses import use_losses
+from ghm_triton.detection.data.digit_drawing import STYLES
+from ghm_triton.detection.data.digit_scenes import DigitScenes
+from ghm_triton.detection.losses import LossOptions, use_losses
+from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import pretrain
-from ghm_triton.detection.small import SmallBackbone, small_retinanet
+from ghm_triton.detection.training.checkpoint import load_checkpoint, save_checkpoint
+from ghm_triton.detection.training.engine import train_one_cycle as train
+from ghm_triton.detection.training.evaluation import average_precision, detect
 
 from .plan import TASKS, Run
 
 STYLE = STYLES["hard"]
 CURVE_POINTS = 4  # AP is measured after each of this many parts of the steps
-LOSSES = {  # as options of use_losses
+LOSSES = {  # as in LossOptions
     "CE + SL1": {"loss": "ce", "box_loss": "smooth_l1"},
     "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
     "GHM-C + SL1": {"loss": "ghmc", "box_loss": "smooth_l1"},
@@ -48,7 +49,7 @@ def build(run: Run, backbone: dict) -> nn.Module:
     model = small_retinanet(TASKS[run.task], size=STYLE.size)
     model.backbone.load_state_dict(backbone, strict=False)
     options = {name: getattr(run, name) for name in ("bins", "momentum", "variant", "mu", "exponent")}
-    return use_losses(model, **LOSSES[run.losses], box_loss_weight=run.box_weight, **options)
+    return use_losses(model, LossOptions(**LOSSES[run.losses], box_loss_weight=run.box_weight, **options))
 
 
 def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
