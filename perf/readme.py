@@ -10,7 +10,7 @@ import pandas as pd
 from .accuracy.tables import tables as accuracy_tables
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
-from .report.tables import FORWARD_BACKWARD, load
+from .report.rows import FORWARD_BACKWARD, load
 from .sweep.cases import BASE, Case
 
 RESULTS = Path(__file__).parent / "results"
