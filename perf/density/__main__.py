@@ -2,8 +2,8 @@
 
     python -m perf.density RUN/checkpoint.pt
 
-Reads the moving average of GHM-C's counts from a checkpoint of `ghm_triton.detection.train`, writes it as a CSV, and draws
-the counts, the share of each region in the total weight, and the weight of an example, for a few exponents.
+Reads the moving average of GHM-C's counts from a checkpoint of `ghm_triton.detection.train`, writes it as a CSV, and
+draws the counts, the share of each region in the total weight, and the weight of an example, for a few exponents.
 Without a checkpoint, only draws the CSV.
 """
 
