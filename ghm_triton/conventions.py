@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .options import Options
 
+FORGOTTEN = 1e-6  # elements: in evaluation, a smaller average counts as that of a region never seen
+
 
 class Level(NamedTuple):
     """The tensors of one level of a feature pyramid.

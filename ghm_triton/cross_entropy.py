@@ -9,6 +9,7 @@ from .distributed import world
 from .functional import harmonized_losses
 from .modules import HarmonizedLoss
 from .options import Options
+from .types import Backend, Reduction
 
 
 def ghm_cross_entropy(
@@ -21,43 +22,45 @@ def ghm_cross_entropy(
     momentum: float = 0.0,
     running_counts: Tensor | None = None,
     exponent: float = 1.0,
-    reduction: str = "mean",
-    backend: str | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Gradient harmonizing cross entropy for softmax classifiers.
 
     .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE_i, \quad CE_i = -\sum_c y_{ic} \log p_{ic}, \quad
-              g_i = \frac{1}{2} \sum_c |p_{ic} - y_{ic}|
+              j(i) = \text{unit region of } g_i = \frac{1}{2} \sum_c |p_{ic} - y_{ic}|
 
-    p is the softmax of the logits, y the target distribution, and N the number of examples that are not ignored. The
-    gradient norm g is half the L1 norm of p - y, the gradient of CE with respect to the logits; it is :math:`1 - p_y`
-    for a class index. beta is that of :func:`ghmc_loss`, from the density of g over the N examples: one weight per
-    example, so the direction of each example's gradient stays. With two classes the loss is GHM-C of the difference of
-    the logits; the extension to more classes is ours, not the paper's. No gradient flows through beta or to `target`.
+    p is the softmax of the logits, y is the target distribution, and N is the number of examples that are not ignored.
+    g is half the L1 norm of p - y, the gradient of CE with respect to the logits. For a class index it is
+    :math:`1 - p_y`. beta is that of :func:`ghmc_loss` with the density of g over the N examples. Each example has one
+    weight, so the direction of its gradient does not change. With two classes the loss is GHM-C of the difference of
+    the two logits. The paper (Li, Liu, Wang, AAAI 2019) stops at two classes; this extension is ours. The harmonizing
+    weight beta is a constant: no gradient flows through it or to `target`.
 
-    The shapes are those of :func:`torch.nn.functional.cross_entropy`, and with ``bins=1`` or ``exponent=0`` so are the
-    values. Class weights are not supported: they would rescale the gradient norms that beta is about to equalize.
+    The calling convention is that of :func:`torch.nn.functional.cross_entropy`. With ``bins=1`` or ``exponent=0`` the
+    values are the same too. Class weights are not supported: the density already sets the weight of each example, and
+    a second weight per class would undo the shares that it gives to the regions.
 
     Args:
-        input: Logits, float32, float16, bfloat16 or float64. Shape [C], [N, C] or [N, C, d1, ...].
-        target: Class indices of any integer dtype, shape [], [N] or [N, d1, ...]. Or probabilities in the shape of
+        input: Logits of shape [C], [N, C] or [N, C, d1, ...], float32, float16, bfloat16 or float64.
+        target: Class indices of any integer dtype and shape [], [N] or [N, d1, ...]. Or probabilities in the shape of
             `input`, floating point.
-        ignore_index: Examples with this class index have no loss and no gradient, and count nowhere. Only with class
-            indices.
+        ignore_index: An example with this class index has no loss and no gradient, and is not counted. It must be
+            negative when `target` holds probabilities.
         label_smoothing: In [0, 1]. y becomes (1 - label_smoothing) y + label_smoothing / C.
-        bins, momentum, running_counts, exponent, backend, process_group: As for :func:`ghmc_loss` with
-            ``variant="paper"``; ``exponent=0`` is plain cross entropy.
-        reduction: "mean" (divided by N), "sum" or "none".
+        bins, momentum, running_counts, exponent, backend, process_group: See :func:`ghmc_loss` with
+            ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
+        reduction: "mean" (divides by N), "sum" or "none".
 
     Returns:
-        float32, or float64 for float64 `input`: a scalar for "mean" and "sum", else a tensor with the losses of the
-        examples, in the shape of the class indices. The mean is 0, not NaN, if all examples are ignored.
+        Tensor: float32, or float64 for float64 `input`. A scalar for "mean" and "sum". For "none" the losses of the
+        examples, in the shape of class indices. The mean is 0, not NaN, if all examples are ignored.
 
     Raises:
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
-        IndexError: A class index is neither in 0 .. C - 1 nor `ignore_index`. The Triton kernels, which do not wait
-            for the GPU, ignore such examples instead.
+        IndexError: A class index is neither from 0 to C - 1 nor `ignore_index`. The Triton kernels do not raise,
+            because that would synchronize with the GPU: they ignore such an example.
         RuntimeError: `backend` is "triton" where Triton cannot run.
 
     Example:
@@ -65,8 +68,9 @@ def ghm_cross_entropy(
         >>> labels = torch.randint(1000, (32,))
         >>> ghm_cross_entropy(logits, labels, exponent=0.5).backward()
     """
-    options = Options(None, bins, momentum, "paper", reduction, exponent)
-    options = options._replace(ignore_index=ignore_index, label_smoothing=label_smoothing)
+    options = Options(
+        None, bins, momentum, "paper", reduction, exponent, ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
     return _checked_loss(input, target, running_counts, options, backend, process_group)
 
 
@@ -75,9 +79,10 @@ def _checked_loss(
     target: Tensor,
     running_counts: Tensor | None,
     options: Options,
-    backend: str | None,
+    backend: Backend | None,
     process_group: "torch.distributed.ProcessGroup | None",
 ) -> Tensor:
+    """Checks all arguments, then computes the loss. The function and the module share it."""
     options = check_options(options)
     population, shape = check_examples(input, target, options)
     loss = harmonized_losses(population, running_counts, options, backend, process_group, Names())[0]
@@ -85,21 +90,28 @@ def _checked_loss(
 
 
 class GHMCrossEntropyLoss(HarmonizedLoss):
-    """:func:`ghm_triton.ghm_cross_entropy` times `loss_weight`, with its state in the buffer `running_counts`.
+    r"""Gradient harmonizing cross entropy for softmax classifiers, times `loss_weight`.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE_i, \quad CE_i = -\sum_c y_{ic} \log p_{ic}, \quad
+              j(i) = \text{unit region of } g_i = \frac{1}{2} \sum_c |p_{ic} - y_{ic}|
+
+    The module keeps the moving average of the density. :func:`ghm_triton.ghm_cross_entropy` is the same as a function
+    and explains the symbols.
 
     Args:
-        ignore_index, label_smoothing, bins, momentum, exponent, reduction, backend: As for
-            :func:`ghm_triton.ghm_cross_entropy`.
-        loss_weight: Factor of the loss.
-        sync: Take the density over all processes, if torch.distributed is initialized. All processes then have the
-            same running counts.
-
-    State and `eval()` as for :class:`GHMCLoss` with ``variant="paper"``.
+        ignore_index, label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`.
+        bins, momentum, loss_weight, reduction, backend, sync, exponent: See :class:`ghm_triton.GHMCLoss` with
+            ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
 
     Shape:
-        - input: [C], [N, C] or [N, C, d1, ...]
-        - target: [], [N] or [N, d1, ...] with class indices, or probabilities in the shape of the input
-        - output: [], or the shape of the class indices for reduction "none"
+        - input: logits [C], [N, C] or [N, C, d1, ...].
+        - target: class indices [], [N] or [N, d1, ...], or probabilities in the shape of the input.
+        - output: a scalar, or the shape of class indices for reduction "none"; float32, or float64 for float64 input.
+
+    Attributes:
+        running_counts (Tensor or None): See :class:`ghm_triton.GHMCLoss`.
+
+    In `eval()` the module weighs with the state and does not update it, as :class:`ghm_triton.GHMCLoss` does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -109,6 +121,9 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         >>> loss(torch.randn(32, 1000, requires_grad=True), torch.randint(1000, (32,))).backward()
     """
 
+    ignore_index: int
+    label_smoothing: float
+
     def __init__(
         self,
         *,
@@ -117,15 +132,24 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         bins: int = 30,
         momentum: float = 0.75,
         loss_weight: float = 1.0,
-        reduction: str = "mean",
-        backend: str | None = None,
+        reduction: Reduction = "mean",
+        backend: Backend | None = None,
         sync: bool = False,
         exponent: float = 1.0,
     ):
-        options = Options(None, bins, momentum, "paper", reduction, exponent, loss_weight)
-        options = options._replace(ignore_index=ignore_index, label_smoothing=label_smoothing)
+        options = Options(
+            None, bins, momentum, "paper", reduction, exponent, loss_weight, ignore_index, label_smoothing
+        )
         super().__init__(options, backend, sync)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Computes the loss and, in training, updates `running_counts`. Shapes and dtypes are in the class docstring."""
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        """Computes the loss and, in training, updates `running_counts`.
+
+        Args:
+            input, target: See :func:`ghm_triton.ghm_cross_entropy`.
+
+        Returns:
+            Tensor: A scalar, or for reduction "none" the losses of the examples. float32, or float64 for float64
+            `input`.
+        """
         return _checked_loss(input, target, self.running_counts, self.options(), self.backend, world(self.sync))
