@@ -186,6 +186,40 @@ def _cross_entropy_accumulate_kernel(
     tl.store(sums_ptr + at + slots, total)
 
 
+@triton.jit
+def _write_gradient(
+    input_ptr,
+    target_ptr,
+    output_ptr,
+    offset,
+    inside,
+    counted,
+    label,
+    maximum,
+    factor,
+    scale,
+    first,
+    space,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    WHOLE_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(p Y - y) * scale of a block of classes. Rows that are not counted are not read."""
+    z = _load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
+    p = tl.exp2((z - maximum[:, None]) * LOG2_E)
+    if WHOLE_ROW:
+        y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
+        output = (p * factor[:, None] - y) * scale[:, None]
+    else:
+        column = first + tl.arange(0, BLOCK)
+        of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
+        output = p * (factor * scale)[:, None] - of_label
+    at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
+    tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["n", "smoothing"])
 def _cross_entropy_gradient_kernel(
     input_ptr,
@@ -207,15 +241,14 @@ def _cross_entropy_gradient_kernel(
     CONSECUTIVE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPAN: tl.constexpr,
 ):
-    """output = coefficient_j * (p Y - y) * grad: ROWS rows, SPAN of their classes per program.
+    """output = coefficient_j * (p Y - y) * grad of ROWS rows: one block of consecutive classes, or all classes.
 
-    grad is one number, or one per row (ROW_GRAD). Ignored rows are not read.
+    grad is one number, or one per row (ROW_GRAD).
     """
     if CONSECUTIVE:
         space = 1
-    parts: tl.constexpr = (COLUMNS + SPAN - 1) // SPAN
+    parts: tl.constexpr = (COLUMNS + BLOCK - 1) // BLOCK if CONSECUTIVE else 1
     program = tl.program_id(0)
     row, offset, inside = _rows_of(program // parts, n, space, COLUMNS, CONSECUTIVE, ROWS)
     slot = tl.load(slot_ptr + row, mask=inside, other=SLOTS - 1).to(tl.int32)
@@ -230,19 +263,47 @@ def _cross_entropy_gradient_kernel(
     label = tl.zeros([ROWS], tl.int32)
     if CLASS_INDEX:
         label = tl.load(target_ptr + row, mask=inside, other=-1).to(tl.int32)
-    start = (program % parts) * SPAN
-    for first in range(start, tl.minimum(start + SPAN, COLUMNS), BLOCK):
-        z = _load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
-        p = tl.exp2((z - maximum[:, None]) * LOG2_E)
-        if WHOLE_ROW:
-            y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
-            output = (p * factor[:, None] - y) * scale[:, None]
-        else:
-            column = first + tl.arange(0, BLOCK)
-            of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
-            output = p * (factor * scale)[:, None] - of_label
-        at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
-        tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
+    if CONSECUTIVE:
+        _write_gradient(
+            input_ptr,
+            target_ptr,
+            output_ptr,
+            offset,
+            inside,
+            counted,
+            label,
+            maximum,
+            factor,
+            scale,
+            (program % parts) * BLOCK,
+            space,
+            smoothing,
+            COLUMNS,
+            CLASS_INDEX,
+            WHOLE_ROW,
+            BLOCK,
+        )
+    else:
+        for first in range(0, COLUMNS, BLOCK):
+            _write_gradient(
+                input_ptr,
+                target_ptr,
+                output_ptr,
+                offset,
+                inside,
+                counted,
+                label,
+                maximum,
+                factor,
+                scale,
+                first,
+                space,
+                smoothing,
+                COLUMNS,
+                CLASS_INDEX,
+                WHOLE_ROW,
+                BLOCK,
+            )
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -303,9 +364,8 @@ def gradient_cross_entropy(
 ) -> None:
     """Writes `output`, of the shape of the input. grad: one number, or one per row."""
     tile = grids.row_tile(level)
-    columns = level.input.shape[1]
-    span = tile.block if level.input.dim() == 2 else columns
-    _cross_entropy_gradient_kernel[(tile.count(level) * triton.cdiv(columns, span),)](
+    parts = triton.cdiv(level.input.shape[1], tile.block) if level.input.dim() == 2 else 1
+    _cross_entropy_gradient_kernel[(tile.count(level) * parts,)](
         level.input,
         level.target,
         coefficients,
@@ -319,7 +379,6 @@ def gradient_cross_entropy(
         options.label_smoothing,
         SLOTS=len(coefficients),
         ROW_GRAD=grad.dim() > 0,
-        SPAN=span,
         **_constants(level, options, tile),
     )
 

@@ -11,12 +11,12 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..detection.argument_types import real, whole
 from .digits import CLASSES, Split, load_split
@@ -31,7 +31,7 @@ KEY = ["imbalance", "wrong_labels", "seed", "loss"]
 RECALLS = [f"recall_{rank}" for rank in range(CLASSES)]
 
 
-def train(split: Split, loss: nn.Module, *, steps: int, seed: int) -> nn.Module:
+def train(split: Split, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, seed: int) -> nn.Module:
     """A classifier of the training images after so many steps of BATCH images."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(split.train_images.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=columns)
     done = set(rows[KEY].itertuples(index=False, name=None))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = itertools.product(options.imbalance, options.wrong_labels, range(options.seeds))
-    for imbalance, wrong_labels, seed in settings:
+    settings = itertools.product(range(options.seeds), options.imbalance, options.wrong_labels)
+    for seed, imbalance, wrong_labels in settings:
         split = load_split(imbalance=imbalance, wrong_labels=wrong_labels, seed=seed)
         for name in options.losses:
             key = (imbalance, wrong_labels, seed, name)
@@ -99,7 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--wrong-labels", nargs="+", type=real(0, 1), default=[0.0, 0.2, 0.4], help="share of the training labels")
     add("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS", help="names of losses")
     add("--seeds", type=whole(1), default=10, help="runs per setting and loss")
-    add("--steps", type=whole(1), default=500, help=f"of {BATCH} images")
+    add("--steps", type=whole(1), default=300, help=f"of {BATCH} images")
     add("--threads", type=whole(1), default=1, help="of PyTorch")
     return parser.parse_args(arguments)
 
