@@ -83,7 +83,7 @@ def _run(triton: bool, options: Options, running_counts: Tensor | None, count: i
 
 
 def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
-    """Keeps gradients with a factor missing (eager), or what the kernels kept and the tensors to read again (Triton)."""
+    """Keeps gradients with a factor missing (eager), or the kernels' tensors and those to read again (Triton)."""
     ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
     ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
     ctx.set_materialize_grads(False)

@@ -11,7 +11,8 @@ For a row of logits z_c with target distribution y_c (a class index, smoothed or
     loss     = sum_j coefficient_j * L_j             coefficients: kernels/harmonize.py
     dz_c     = coefficient_j * (p_c Y - y_c) * grad  coefficients are constants of the step
 
-The forward pass keeps m, Y / s and the slot j of each row. Slots as in ghmc.py: BINS for NaN, the last for ignored rows.
+The forward pass keeps m, Y / s and the slot j of each row. The slots are those of ghmc.py: BINS for NaN, the last for
+ignored rows.
 The gradient norm of probabilities and of smoothed class indices takes a second read of the row, which is in the cache.
 """
 
@@ -23,7 +24,7 @@ from ..conventions import Level, floor_misses_edges, loss_shape
 from ..options import Options
 from . import grids
 from .numerics import log_from_1, unit_region
-from .tiles import add_by_region, add_compensated, round_to
+from .tiles import add_by_region, add_compensated, load_tile, round_to, store_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # finite: -inf - -inf would be NaN
@@ -309,11 +310,11 @@ def _cross_entropy_gradient_kernel(
 @triton.jit(do_not_specialize=["n"])
 def _cross_entropy_weigh_kernel(slot_ptr, loss_ptr, coefficients_ptr, n, BLOCK: tl.constexpr):
     """Multiplies the losses of the rows by their coefficients, in place."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    loss = tl.load(loss_ptr + at, mask=inside, other=0.0)
-    coefficient = tl.load(coefficients_ptr + tl.load(slot_ptr + at, mask=inside, other=0))
-    tl.store(loss_ptr + at, tl.where(loss != 0, coefficient * loss, 0.0), mask=inside)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    loss = load_tile(loss_ptr, start, n, lane)
+    coefficient = tl.load(coefficients_ptr + load_tile(slot_ptr, start, n, lane))
+    store_tile(loss_ptr, start, n, lane, tl.where(loss != 0, coefficient * loss, 0.0))
 
 
 class CrossEntropyRows:
@@ -332,7 +333,7 @@ def accumulate_cross_entropy(
     level: Level, of_rows: CrossEntropyRows, counts: torch.Tensor, sums: torch.Tensor, options: Options
 ) -> None:
     """Writes all rows of counts and sums, one per program, and `of_rows`."""
-    tile = grids.row_tile(level)
+    tile = grids.row_tile(level, options)
     _cross_entropy_accumulate_kernel[(len(counts),)](
         level.input,
         level.target,
@@ -363,7 +364,7 @@ def gradient_cross_entropy(
     options: Options,
 ) -> None:
     """Writes `output`, of the shape of the input. grad: one number, or one per row."""
-    tile = grids.row_tile(level)
+    tile = grids.row_tile(level, options)
     parts = triton.cdiv(level.input.shape[1], tile.block) if level.input.dim() == 2 else 1
     _cross_entropy_gradient_kernel[(tile.count(level) * parts,)](
         level.input,
@@ -387,7 +388,7 @@ def _constants(level: Level, options: Options, tile: grids.RowTile) -> dict:
     return dict(
         COLUMNS=level.input.shape[1],
         CLASS_INDEX=level.class_index,
-        WHOLE_ROW=options.label_smoothing > 0 or not level.class_index,
+        WHOLE_ROW=grids.reads_whole_rows(level, options),
         CONSECUTIVE=level.input.dim() == 2,
         ROWS=tile.rows,
         BLOCK=tile.block,

@@ -80,16 +80,23 @@ class RowTile(NamedTuple):
         return triton.cdiv(outer, self.rows) if level.input.dim() == 2 else outer * triton.cdiv(inner, self.rows)
 
 
-def row_tile(level: Level) -> RowTile:
-    """For logits [A, C] or [A, C, S]."""
+def row_tile(level: Level, options: Options) -> RowTile:
+    """For logits [A, C] or [A, C, S]. One warp: its rows are reduced in registers, and nothing waits at a barrier."""
     columns, vector = level.input.shape[1], 16 // level.input.element_size()
     if level.input.dim() == 2:
         block = min(triton.next_power_of_2(columns), 32 * LANES)
         return RowTile(min(32 * LANES // block, 4 * LANES), block, 1)
     inner = level.input.shape[2:].numel()
-    return RowTile(min(vector * LANES, triton.next_power_of_2(inner)), min(4, triton.next_power_of_2(columns)), 1)
+    rows = min(vector * LANES, triton.next_power_of_2(inner))
+    block = 2 if reads_whole_rows(level, options) else 4  # more would spill
+    return RowTile(rows, min(block, triton.next_power_of_2(columns)), 1)
 
 
-def row_programs(level: Level) -> int:
+def reads_whole_rows(level: Level, options: Options) -> bool:
+    """Whether the gradient norm of a row takes all its classes, not only that of the class index."""
+    return options.label_smoothing > 0 or not level.class_index
+
+
+def row_programs(level: Level, options: Options) -> int:
     """Programs that count the rows: one per tile, at most as many as are resident at once."""
-    return min(row_tile(level).count(level), resident_programs(level.input.device))
+    return min(row_tile(level, options).count(level), resident_programs(level.input.device))

@@ -21,8 +21,8 @@ _GRADIENT = {"ghmc": gradient_ghmc, "ghmr": gradient_ghmr, "cross_entropy": grad
 def launch_loss(population: Population, running_counts: torch.Tensor | None, options: Options) -> list[torch.Tensor]:
     """[loss], or the losses of each level for "none"; what the gradient needs; new running_counts if any and `update`.
 
-    The gradient needs the coefficients [slots], and for cross entropy `CrossEntropyRows.kept` beside them. Losses and coefficients in fp32. GHM-R in "mmdet" takes the sum of the weights for the number of elements. `grad` is
-    not used: coefficients are all that the gradient needs.
+    The gradient needs the coefficients [slots], and for cross entropy `CrossEntropyRows.kept` after them. Losses and
+    coefficients are fp32. GHM-R in "mmdet" takes the sum of the weights as the number of elements. `grad` is not used.
     """
     sum_weights = options.mmdet and options.loss == "ghmr" and bool(population.weights)
     with grids.on_device(population.inputs[0].device):
@@ -36,7 +36,7 @@ def launch_loss(population: Population, running_counts: torch.Tensor | None, opt
 
 def _launch_cross_entropy(level: Level, running_counts: torch.Tensor | None, options: Options) -> list[torch.Tensor]:
     of_rows = CrossEntropyRows(level, options)
-    programs = grids.row_programs(level)
+    programs = grids.row_programs(level, options)
     rows = Rows(level.input, [programs], options.bins)
     if programs:
         accumulate_cross_entropy(level, of_rows, rows.counts, rows.sums, options)
