@@ -61,6 +61,7 @@ def bce(case, data):
     return OURS["bce"].call(case, data)
 
 
+@pytest.mark.slow
 def test_schema(path, meter):
     """Every row has its columns, and every right implementation its time, in every mode."""
     rows = run(path, meter)
@@ -142,6 +143,7 @@ tests.sweep(tests.CASES[:1], [tests.OURS["bce"], tests.OURS["eager"]], sweep, me
 """
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on(path, meter):
     """A process killed in the middle of its sixth row leaves five, and a torn one that is made again."""
     killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, capture_output=True, text=True)
@@ -170,6 +172,7 @@ class _WrongGradient(torch.autograd.Function):
         return gradient * 1.01
 
 
+@pytest.mark.slow
 def test_wrong_implementation_gets_no_time(path, meter):
     """Each planted mistake is reported in the modes that it shows in, and only there."""
     mistakes = {
@@ -283,6 +286,7 @@ def test_compiled_plan():
     assert len(compiled) == 3 + 3 + 3  # distributions
 
 
+@pytest.mark.slow
 def test_compiling_is_not_timed(path, meter, monkeypatch):
     """A first call that takes as long as a compiler changes neither the time nor the number of repetitions."""
     monkeypatch.setattr(Case, "compiled", True)
