@@ -5,9 +5,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
-from loops import GRADIENT, ROUNDING, SIGMOID, Loop, assert_agrees, assert_near, off_edges
+from ghm_triton.options import Options
+from loops import GRADIENT, LOSS, ROUNDING, SIGMOID, Loop, assert_agrees, assert_near, off_edges
 
 pytest.importorskip("triton")
+from ghm_triton.kernels import harmonize
 
 
 @pytest.fixture
@@ -105,6 +107,25 @@ def test_more_rows_than_one_program_adds(variant, device, draw, two_programs):
             target[torch.rand(len(target), generator=draw) < 0.95] = 80
             weight[torch.rand(len(target), generator=draw) < 0.9] = 1
         assert_agrees(loop, *map(list, zip(*levels)), backend="triton", device=device, state=state)
+
+
+@pytest.mark.parametrize("rows", [3, 100, 5000])
+def test_a_process_group_folds_in_two_stages(rows, monkeypatch, device):
+    """No program adds more rows, one after the other, than without a group; and the numbers are the same."""
+    folds, fold = [], harmonize._fold
+    monkeypatch.setattr(harmonize, "_fold", lambda *args: folds.append((len(args[0]), args[2])) or fold(*args))
+    monkeypatch.setattr(harmonize, "all_reduce", lambda numbers, group: numbers)
+    table = harmonize.Rows(torch.zeros(1, device=device), [rows], 30)
+    table.counts.copy_(torch.arange(table.counts.numel(), device=device).view(table.counts.shape) % 7)
+    table.sums.copy_(table.counts / 4)
+    results = []
+    for group in (None, "all"):
+        options = Options(None, 30, 0.0, "paper", "mean", group=group)
+        results.append(harmonize.harmonize(table, None, options, sum_weights=False)[:2])
+    for alone, shared in zip(*results):
+        assert_near(shared, alone.cpu(), LOSS, 0.0)
+    limit = harmonize.FOLD_TILE // 32
+    assert all(count <= max(limit, -(-rows // limit)) * programs for count, programs in folds)
 
 
 def test_levels_of_different_columns(backend, device, draw):
