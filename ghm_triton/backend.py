@@ -45,7 +45,7 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bi
     if name is None:
         return device.type in ("cuda", "xpu") and kernels is not None and bins <= MAX_KERNEL_BINS
     if kernels is None:
-        raise RuntimeError("backend must be 'eager' or None without the package triton, got 'triton'")
+        raise RuntimeError("backend must be 'eager' or None where the package triton is not installed, got 'triton'")
     if bins > MAX_KERNEL_BINS:
         raise ValueError(f"bins must be at most {MAX_KERNEL_BINS} with backend='triton', got {bins}")
     if device.type not in ("cpu", "cuda", "xpu"):

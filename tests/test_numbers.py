@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from compare import GRADIENT, LOSS, assert_close, check_ghmc, clear_of_edges, evaluate
+from compare import check_ghmc, clear_of_edges, evaluate
 from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.eager.harmonize import _average
 from ghm_triton.options import Options
+from tolerances import GRADIENT, LOSS, assert_close
 
 VARIANTS, REDUCTIONS = ["paper", "mmdet"], ["mean", "sum", "none"]
 

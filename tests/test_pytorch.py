@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ghm_triton
-from compare import GRADIENT, LOSS, assert_close, clear_of_edges, evaluate, logits
+from compare import clear_of_edges, evaluate, logits
 from conftest import DEVICE, examples
 from oracle import harmonize, norms, one_hot, regions
+from tolerances import GRADIENT, LOSS, assert_close
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -5,17 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import ghm_triton
-from compare import (
-    GRADIENT,
-    LOSS,
-    assert_close,
-    check_ghmc,
-    check_ghmr,
-    clear_of_edges,
-    evaluate,
-    logits,
-)
+from compare import check_ghmc, check_ghmr, clear_of_edges, evaluate, logits
 from oracle import harmonize, norms, one_hot, regions
+from tolerances import GRADIENT, LOSS, assert_close
 
 VARIANTS, REDUCTIONS = ["paper", "mmdet"], ["mean", "sum", "none"]
 
