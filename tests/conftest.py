@@ -53,8 +53,9 @@ def poison(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
 
 
-@pytest.fixture(params=["eager", "triton"])
+@pytest.fixture(params=["eager", pytest.param("triton", marks=pytest.mark.slow)])
 def backend(request):
+    """Each backend. `make check` leaves the kernels in the interpreter to test_kernels.py."""
     if request.param == "triton" and kernels is None:
         pytest.skip("needs Triton")
     return request.param

@@ -15,7 +15,10 @@ from ghm_triton.interpreter import interpreting
 from ghm_triton.options import Options
 from tolerances import assert_close
 
-pytestmark = pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter"),
+]
 if kernels is not None:
     from ghm_triton.kernels import ghmr, grids, launch
     from triton.runtime import interpreter

@@ -17,6 +17,9 @@ from tolerances import assert_close
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()

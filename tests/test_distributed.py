@@ -14,7 +14,7 @@ from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
 from tolerances import LOSS
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")]
 BACKENDS = ["eager"] + ["triton"] * (kernels is not None and not torch.cuda.is_available())  # gloo, CPU tensors
 SIZES = {2: (5, 12), 3: (7, 0, 30)}  # anchors of each process
 EXACT = 1e-5  # a sum over processes is in another order, and two roundings of fp32 longer
@@ -146,7 +146,7 @@ def _heads():
 
 
 def check_data_parallel(rank, size):
-    """DistributedDataParallel with sync=True gives the gradients and running counts of one process with all elements."""
+    """DistributedDataParallel with sync=True: gradients and running counts of one process with all elements."""
     x, labels, _ = problem(size, "c")
     labels[SIZES[size][0] :] = -1  # only process 0 has positives
     boxes = x.flip(0)

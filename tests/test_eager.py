@@ -186,6 +186,7 @@ def test_ignored_elements_may_hold_anything(backend, device, draw):
             assert torch.equal(loss, results[0][0]) and torch.equal(grad, results[0][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, rows", [("class index", 200_000), ("dense", 50_000)])
 def test_sixteen_million_logits(kind, rows, draw):
     """A sum of 16 million float32 numbers, 99.9% of them near 1e-5: plain summation would lose 3 digits."""

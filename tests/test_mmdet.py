@@ -17,7 +17,7 @@ def draw():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(params=["eager", "triton"], autouse=True)
+@pytest.fixture(params=["eager", pytest.param("triton", marks=pytest.mark.slow)], autouse=True)
 def by_environment(request, monkeypatch):
     """The classes have no argument for the backend."""
     if request.param == "triton":

@@ -13,6 +13,7 @@ from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
 from loops import Loop, assert_agrees, expand, off_edges
 from tolerances import assert_close
 
+pytestmark = pytest.mark.slow
 FEW = examples(25)
 DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64])
 BINS = st.one_of(st.sampled_from([1, 2, 10, 11, 20, 30]), st.integers(1, 70))

@@ -146,18 +146,21 @@ def check(problem, kind, backend, device):
     assert_close(grad[kept], gradient[kept], GRADIENT, tiny)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(problem=problems("c", 60))
 def test_random_logits_eagerly(problem):
     check(problem, "c", "eager", "cpu")
 
 
+@pytest.mark.slow
 @examples(150)
 @given(problem=problems("r", 60))
 def test_random_deltas_eagerly(problem):
     check(problem, "r", "eager", "cpu")
 
 
+@pytest.mark.slow
 @examples(40)
 @given(problem=problems("c", 24))
 def test_random_logits_by_the_kernels(problem):
@@ -165,6 +168,7 @@ def test_random_logits_by_the_kernels(problem):
     check(problem, "c", "triton", DEVICE)
 
 
+@pytest.mark.slow
 @examples(40)
 @given(problem=problems("r", 24))
 def test_random_deltas_by_the_kernels(problem):
