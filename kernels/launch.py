@@ -1,6 +1,6 @@
-"""The operators by the kernels: which kernels are launched, in which order. ghm_triton.eager has the same layout.
+"""The implementations of the operators: which kernels run, in which order. ghm_triton.eager has the same layout.
 
-Tensors are contiguous, arguments taken as checked. On the CPU the kernels run in Triton's interpreter.
+Tensors are contiguous and arguments already checked. On the CPU the kernels run in Triton's interpreter.
 """
 
 import torch
@@ -21,8 +21,8 @@ _GRADIENT = {"ghmc": gradient_ghmc, "ghmr": gradient_ghmr, "cross_entropy": grad
 def launch_loss(population: Population, running_counts: torch.Tensor | None, options: Options) -> list[torch.Tensor]:
     """[loss], or the losses of each level for "none"; what the gradient needs; new running_counts if any and `update`.
 
-    The gradient needs the coefficients [slots], and for cross entropy `CrossEntropyRows.kept` after them. Losses and
-    coefficients are fp32. GHM-R in "mmdet" takes the sum of the weights as the number of elements. `grad` is not used.
+    Losses and coefficients are fp32. For GHM-R in "mmdet" the sum of the weights replaces the number of elements.
+    `grad` is not used: the gradient needs the coefficients, and for cross entropy `CrossEntropyRows.kept` after them.
     """
     sum_weights = options.mmdet and options.loss == "ghmr" and bool(population.weights)
     with grids.on_device(population.inputs[0].device):
@@ -47,7 +47,7 @@ def _launch_cross_entropy(level: Level, running_counts: torch.Tensor | None, opt
 
 
 def accumulate(population: Population, options: Options) -> Rows:
-    """Counts and loss sums by region of all levels, one row per program."""
+    """Counts and loss sums per region of all levels, one row per program."""
     launch = _ACCUMULATE[options.loss]
     levels = population.levels()
     programs = [grids.accumulate_programs(level) for level in levels]
