@@ -186,7 +186,7 @@ def test_labels_of_any_integer_type(backend, device):
 
 
 def test_wrong_class_index(device):
-    """Eager PyTorch raises, as F.cross_entropy does, and leaves the state. The kernels cannot wait, and ignore it."""
+    """Eager PyTorch raises, as F.cross_entropy does, and leaves the state. The kernels, which cannot, ignore it."""
     x, target = problem((20, 5))
     for wrong in (5, -1):
         bad = target.clone()
