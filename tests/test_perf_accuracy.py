@@ -119,6 +119,8 @@ def test_batch_table(table):
     assert lines[0] == ["exponent", *(f"{batch} images per step" for batch in (4, 8, 16, 64))]
     assert [line[0] for line in lines[2:]] == ["0", "0.25", "0.5", "0.75", "1"]
     assert lines[3][1:] == ["6.5", "10.5", "18.5", "66.5"] and lines[6][1:] == ["14.0", "18.0", "26.0", "74.0"]
+    shorter = Run("batch", "digits-10", *BATCH_PAIR, 1, FULL.rates[0], FULL.box_weights[0], 1, batch=4)
+    table.append(row(shorter, 99.0))
     assert by_batch(table.read()) == second
 
 
