@@ -1,7 +1,7 @@
 """Properties that hold for all inputs: drawn by hypothesis, differentiated numerically, under autocast."""
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -73,21 +73,21 @@ OPTIONS = dict(
 )
 
 
-@examples(700)
+@examples(350)
 @given(population=populations("c"), **OPTIONS)
 def test_ghmc_eager(population, device, bins, variant, momentum, reduction, exponent):
     """Any combination of shapes, strides, dtypes, weights and options against the loop."""
     agrees(population, "c", bins, variant, momentum, reduction, exponent, "eager", device)
 
 
-@examples(450)
+@examples(200)
 @given(population=populations("r"), **OPTIONS)
 def test_ghmr_eager(population, device, bins, variant, momentum, reduction, exponent):
     """As above."""
     agrees(population, "r", bins, variant, momentum, reduction, exponent, "eager", device)
 
 
-@examples(60)
+@examples(30)
 @given(population=populations("c"), **OPTIONS)
 def test_ghmc_triton(population, device, bins, variant, momentum, reduction, exponent):
     """As above, in the kernels."""
@@ -95,7 +95,7 @@ def test_ghmc_triton(population, device, bins, variant, momentum, reduction, exp
     agrees(population, "c", bins, variant, momentum, reduction, exponent, "triton", device)
 
 
-@examples(60)
+@examples(30)
 @given(population=populations("r"), **OPTIONS)
 def test_ghmr_triton(population, device, bins, variant, momentum, reduction, exponent):
     """As above."""
@@ -110,8 +110,7 @@ def test_levels_are_their_concatenation(seed, bins, cuts, device):
     generator = torch.Generator().manual_seed(seed)
     whole = torch.randn(sum(cuts), 6, generator=generator).to(device).double()
     target = torch.randint(-1, 6, (len(whole),), generator=generator).to(device)
-    bounds = list(accumulate(cuts, initial=0))
-    pieces = [slice(*pair) for pair in zip(bounds, bounds[1:])]
+    pieces = [slice(*pair) for pair in pairwise(accumulate(cuts, initial=0))]
     leaf, parts = whole.clone().requires_grad_(), [whole[piece].clone().requires_grad_() for piece in pieces]
     value = ghmc_loss(leaf, target, bins=bins)
     value.backward()

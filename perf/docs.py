@@ -1,0 +1,146 @@
+"""Writes the tables of the documentation anew from the CSVs in perf/results: `python -m perf.docs`.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with what this makes.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from .accuracy.plan import FULL
+from .accuracy.tables import describe, in_order, spread
+from .accuracy.tables import tables as accuracy_tables
+from .legend import LABELS, LOSSES
+from .markdown_table import as_markdown, three_digits
+from .report.rows import FORWARD_BACKWARD, load
+from .sweep.cases import BASE, Case
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "perf" / "results"
+TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+SMALLEST = 10**6  # elements; from here on, time should be proportional to them
+FRONT_ELEMENTS, FRONT_TASK = 8_000_000, "digits-10"
+FRONT_IMPLEMENTATIONS = {
+    "eager": "GHM-C, this package",
+    "bce": "cross entropy, PyTorch",
+    "region_loop": "GHM-C as a loop over regions",
+    "torchvision_focal": "focal loss, torchvision",
+}
+CONFIGURATIONS = {"float32 class index": "GHM-C fp32", "bfloat16 class index": "GHM-C bf16"}
+CONFIGURATIONS |= {
+    "float32 deltas, element weight, mmdet": "GHM-R fp32",
+    "bfloat16 deltas, element weight, mmdet": "GHM-R bf16",
+}
+
+
+def _base(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of forward and backward together, fp32, a trained head, with any number of elements and bins."""
+    rows = rows[(rows["mode"] == FORWARD_BACKWARD) & (rows["status"] == "ok") & (rows["dtype"] == "float32")]
+    target = rows["loss"].map({loss: Case(loss, 0, 0, **fields).target for loss, fields in BASE.items()})
+    return rows[(rows["distribution"] == "trained") & (rows["target"] == target)]
+
+
+def _base_bins(rows: pd.DataFrame) -> pd.Series:
+    return rows["bins"] == rows["loss"].map({loss: Case(loss, 0, 0, **fields).bins for loss, fields in BASE.items()})
+
+
+def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds, the ratio to cross entropy in parentheses, and nanoseconds per element of this package."""
+    rows = _base(rows)
+    rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST)].sort_values("elements", kind="stable")
+    names = [name for name in LABELS if name in set(rows["implementation"])]
+    lines = []
+    for (loss, elements, size), own in rows.groupby(["loss", "elements", "size"], sort=False):
+        own = own.set_index("implementation")
+        line = {"loss": LOSSES[loss], "elements": f"{elements:,}" + (" (RetinaNet)" if size else "")}
+        line["ns per element"] = f"{own.loc['eager', 'p50_ms'] * 1e6 / elements:.1f}"
+        for name in names:
+            cell = own.loc[name] if name in own.index else None
+            line[LABELS[name]] = (
+                "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio_to_bce']:.2f})"
+            )
+        lines.append(line)
+    return pd.DataFrame(lines).sort_values("loss", kind="stable")
+
+
+def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds at SMALLEST elements."""
+    rows = _base(rows)
+    rows = rows[(rows["elements"] == SMALLEST) & rows["implementation"].isin(["eager", "region_loop"])]
+    rows = rows.assign(cell=rows["p50_ms"].map(three_digits), name=rows["implementation"].map(LABELS))
+    table = rows.pivot(index=["loss", "name"], columns="bins", values="cell").fillna("").reset_index()
+    return table.assign(loss=table["loss"].map(LOSSES)).rename(columns={"name": "ms at 1,000,000; bins:"})
+
+
+def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
+    """Modeled time over that of moving the bytes, of CONFIGURATIONS: easy tiles / tiles that need everything."""
+    rows = compiled[compiled["configuration"].isin(CONFIGURATIONS) & compiled["block"].notna()]
+    step = rows["kernel"].str.extract("(accumulate|gradient)")[0]
+    cells = [f"{row.easy_over_memory:.2f} / {row.hard_over_memory:.2f}" for row in rows.itertuples()]
+    rows = rows.assign(use=rows["configuration"].map(CONFIGURATIONS) + " " + step, cell=cells)
+    order = list(dict.fromkeys(rows["device"]))
+    return rows.pivot(index="use", columns="device", values="cell")[order].rename_axis(columns=None).reset_index()
+
+
+def front_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """GHM-C at 8,000,000 elements: milliseconds and the ratio to cross entropy."""
+    rows = _base(rows)
+    rows = rows[_base_bins(rows) & (rows["loss"] == "ghmc") & (rows["elements"] == FRONT_ELEMENTS)]
+    rows = rows.set_index("implementation").loc[list(FRONT_IMPLEMENTATIONS)]
+    return pd.DataFrame(
+        {
+            "loss": list(FRONT_IMPLEMENTATIONS.values()),
+            "time": [f"{three_digits(value)} ms" for value in rows["p50_ms"]],
+            "relative to cross entropy": [f"{value:.2f}" for value in rows["ratio_to_bce"]],
+        }
+    )
+
+
+def front_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+    """The comparison on ten classes, without its settings."""
+    rows = in_order(FULL.reported(rows))
+    rows = rows[(rows["stage"] == "main") & (rows["task"] == FRONT_TASK)]
+    names = [describe(row) for row in rows.itertuples()]
+    table = rows.assign(losses=names).groupby("losses", sort=False)
+    return pd.DataFrame(
+        [
+            {"losses": name, "seeds": len(own)} | {score: spread(own[score].astype(float)) for score in ("AP", "AP50")}
+            for name, own in table
+        ]
+    )
+
+
+def tables() -> dict[str, str]:
+    """The tables by name, in Markdown."""
+    rows, compiled = load([RESULTS / "sweep-cpu.csv"]), pd.read_csv(RESULTS / "compiled.csv")
+    accuracy = pd.read_csv(RESULTS / "accuracy-cpu.csv")
+    made = {
+        "front-times": front_times(rows),
+        "front-accuracy": front_accuracy(accuracy),
+        "elements": over_elements(rows),
+        "bins": over_bins(rows),
+        "bounds": over_memory(compiled),
+    }
+    compared, *by_batch = accuracy_tables(accuracy)
+    texts = {name: as_markdown(table) for name, table in made.items()} | {"accuracy": compared}
+    return texts | ({"batch": by_batch[0]} if by_batch else {})
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def updated(text: str, made: dict[str, str]) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        KeyError: The page has a table of a name that is not made.
+    """
+    return TABLE.sub(lambda found: found[1] + made[found["name"]] + found[4], text)
+
+
+if __name__ == "__main__":
+    made = tables()
+    for page in pages():
+        page.write_text(updated(page.read_text(encoding="utf-8"), made), encoding="utf-8")
