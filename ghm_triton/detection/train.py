@@ -97,7 +97,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
     add("--min-size", type=whole(1), help="shorter side that images are scaled to, pixels (small: 96, others: 800)")
     add("--max-size", type=whole(1), help="greatest longer side, pixels (small: 96, others: 1333)")
-    add("--flip", type=real(0, 1), default=0.5, help="share of the images that are mirrored; 0 for digits")
+    add("--flip", type=real(0, 1), help="share of the images that are mirrored; 0 for digits")
     add("--workers", type=whole(0), default=2, help="processes that load images")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
 

@@ -10,8 +10,24 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..pretrain import STEPS
 from .schedules import one_cycle, warmup_and_falls
 
-PAPER = {"epochs": 14, "batch_size": 16, "lr": 0.01, "warmup": 500, "exponent": 1.0, "box_loss_weight": 1.0}
-SMALL = {"epochs": 3, "batch_size": 8, "lr": 1.5e-3, "warmup": None, "exponent": 0.5, "box_loss_weight": 4.0}
+PAPER = {
+    "epochs": 14,
+    "batch_size": 16,
+    "lr": 0.01,
+    "warmup": 500,
+    "flip": 0.5,
+    "exponent": 1.0,
+    "box_loss_weight": 1.0,
+}
+SMALL = {
+    "epochs": 3,
+    "batch_size": 8,
+    "lr": 1.5e-3,
+    "warmup": None,
+    "flip": 0.0,  # for digits
+    "exponent": 0.5,
+    "box_loss_weight": 4.0,
+}
 RECIPES = {"paper": PAPER, "small": SMALL}
 
 
