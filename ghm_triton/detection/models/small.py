@@ -35,7 +35,7 @@ class SmallBackbone(nn.Module):
 
 
 def small_retinanet(num_classes: int, *, size: int = 96) -> RetinaNet:
-    """Returns a RetinaNet of 0.6 million parameters for pictures of `size` x `size` pixels and labels 0..num_classes-1."""
+    """Returns a RetinaNet of 0.6 million parameters for square pictures of `size` pixels, and labels from 0."""
     anchors = AnchorGenerator(_ANCHOR_SIZES, _ASPECT_RATIOS)
     backbone = SmallBackbone()
     return RetinaNet(

@@ -144,7 +144,13 @@ class Run:
             trainer.metrics.append(row | trainer.log[-1] | {"epoch": trainer.epoch} | self._evaluate())
             self._save(must=trainer.epoch == options.epochs)
             if self.processes.first:
-                self._report()
+                write_metrics(self.folder / "metrics.csv", trainer.metrics)
+                self._say(
+                    "epoch {epoch}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format_map(trainer.metrics[-1])
+                )
+            self._stop_if_asked(save=False)
+            if self.processes.first:
+                self._draw()
 
     def _prepare_backbone(self) -> None:
         """Starts the small backbone from a file or a pre-training. A run resumed at step 0 repeats this."""
@@ -177,11 +183,9 @@ class Run:
             self._stop_if_asked()
         return average_precision(self.val_data.coco(), [one for part in one.gather(found) for one in part])
 
-    def _report(self) -> None:
-        """Writes the numbers and pictures after an epoch."""
+    def _draw(self) -> None:
+        """Draws the pictures after an epoch."""
         trainer = self.trainer
-        write_metrics(self.folder / "metrics.csv", trainer.metrics)
-        print("epoch {epoch}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format_map(trainer.metrics[-1]))
         images = draw_curves(self.folder, trainer.log, trainer.metrics)
         items = [self.train_data[index] for index in range(min(_SEEN, len(self.train_data)))]
         images.append(draw_density(self.folder / "density.png", observe(trainer.network, items)))
