@@ -1,0 +1,57 @@
+"""Random augmentation of detection data, from torchvision's transforms."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+AUGMENTATIONS = {
+    "none": (),
+    "flip": (v2.RandomHorizontalFlip(0.5),),
+    # The eight symmetries of a square with equal probability: pictures from above have no upper side.
+    "aerial": (
+        v2.RandomHorizontalFlip(0.5),
+        v2.RandomVerticalFlip(0.5),
+        v2.RandomApply([v2.RandomRotation((90, 90), expand=True)], p=0.5),
+        v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.03),
+    ),
+}
+
+
+class Augmented(Dataset):
+    """`dataset` with random augmentation. An item depends on the seed, the epoch and the index alone.
+
+    Args:
+        dataset: of (image, target), the image float32 [3, height, width] in [0, 1], the target with "boxes" (float32
+            [n, 4], xyxy, pixels).
+        augmentation: "none"; "flip": half of the images are mirrored; "aerial": mirrored, turned upside down and
+            turned by 90 degrees, half of the images each, with random brightness, contrast, saturation and hue.
+        seed, epoch: of the random choices.
+
+    Raises:
+        ValueError: `augmentation` is another name.
+
+    Example:
+        >>> image, target = Augmented(CocoBoxes(annotations, images), "aerial", seed=0, epoch=3)[7]
+    """
+
+    def __init__(self, dataset: Dataset, augmentation: str, *, seed: int, epoch: int):
+        if augmentation not in AUGMENTATIONS:
+            raise ValueError(f"augmentation must be one of {tuple(AUGMENTATIONS)}, got {augmentation!r}")
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+        self.transforms = AUGMENTATIONS[augmentation]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        image, target = self.dataset[index]
+        if not self.transforms:
+            return image, target
+        # The transforms draw from PyTorch's generator of the CPU, whose state must stay what it is.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
+            boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
+            image, boxes = v2.Compose(self.transforms)(tv_tensors.Image(image), boxes)
+        return image.as_subclass(Tensor), target | {"boxes": boxes.as_subclass(Tensor)}
