@@ -17,14 +17,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ghm_triton.detection.checkpoint import load_checkpoint, save_checkpoint
-from ghm_triton.detection.demo import train
-from ghm_triton.detection.digits import STYLES, DigitScenes
-from ghm_triton.detection.evaluation import METRICS, average_precision, detect
-from ghm_triton.detection.losses import use_losses
-from ghm_triton.detection.options import real, whole
+from ghm_triton.detection.argument_types import real, whole
+from ghm_triton.detection.data.digit_drawing import STYLES
+from ghm_triton.detection.data.digit_scenes import DigitScenes
+from ghm_triton.detection.losses import LossOptions, use_losses
+from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import pretrain
-from ghm_triton.detection.small import SmallBackbone, small_retinanet
+from ghm_triton.detection.training.checkpoint import load_checkpoint, save_checkpoint
+from ghm_triton.detection.training.engine import train_one_cycle as train
+from ghm_triton.detection.training.evaluation import METRICS, average_precision, detect
 
 from .accuracy_plan import COMPARED, KEY, PAIRS, STAGES, TASKS, Run, describe, markdown, plan, plot, runs_of
 from .table import Table, now, origin
@@ -54,7 +55,7 @@ def build(run: Run, backbone: dict) -> nn.Module:
     model = small_retinanet(TASKS[run.task], size=STYLE.size)
     model.backbone.load_state_dict(backbone, strict=False)
     options = {name: getattr(run, name) for name in ("bins", "momentum", "variant", "mu", "exponent")}
-    return use_losses(model, **PAIRS[run.losses], box_loss_weight=run.box_weight, **options)
+    return use_losses(model, LossOptions(**PAIRS[run.losses], box_loss_weight=run.box_weight, **options))
 
 
 def measure(run: Run, backbone: dict, *, scenes: int) -> dict:

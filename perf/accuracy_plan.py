@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-PAIRS = {  # as options of use_losses
+PAIRS = {  # as in LossOptions
     "CE + SL1": {"loss": "ce", "box_loss": "smooth_l1"},
     "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
     "GHM-C + SL1": {"loss": "ghmc", "box_loss": "smooth_l1"},

@@ -39,16 +39,14 @@ def load_checkpoint(path: str | pathlib.Path) -> dict:
         ValueError: it is no checkpoint of this package.
     """
     if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file, got {path}, which is none")
+        raise FileNotFoundError(f"checkpoint must be a file, got {path}, where there is none")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"checkpoint: expected a file of ghm_triton.detection.train, got {path}: {error}") from error
+        raise ValueError(f"checkpoint must be a file of ghm_triton.detection.train, got {path}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = f"format {state.get('format')!r}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(
-            f"checkpoint: expected a file of ghm_triton.detection.train, format {FORMAT}, got {path}: {got}"
-        )
+        raise ValueError(f"checkpoint must be a file of ghm_triton.detection.train, format {FORMAT}, got {path}: {got}")
     return state
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .checkpoint import random_state, set_random_state
 from .processes import Processes
+from .schedules import one_cycle
 
 LOG_EVERY = 10  # steps between two rows of the log
 
@@ -27,24 +28,12 @@ def epoch_batches(length: int, batch: int, *, seed: int, epoch: int, rank: int =
     return [order[first : first + part] for first in range(rank * part, len(order), batch)]
 
 
-def warmup_steps_schedule(
-    optimiser: torch.optim.Optimizer, *, warmup: int, milestones: list[int], start: float = 1 / 3, factor: float = 0.1
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear from `start` times the rate over `warmup` steps; times `factor` after each of `milestones`, in steps."""
-
-    def of_step(step: int) -> float:
-        rise = start + (1 - start) * min(step / warmup, 1) if warmup else 1.0
-        return rise * factor ** sum(step >= milestone for milestone in milestones)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, of_step)
-
-
 class Trainer:
-    """A detector in training: the model, its optimiser and schedule, and where they are.
+    """A detector in training: the model, its optimizer and schedule, and where they are.
 
     Args:
         model: a detector of torchvision, on the device of `processes`.
-        optimiser: of its parameters.
+        optimizer: of its parameters.
         schedule: stepped after each step.
         processes: that train together; the default is this process alone, on the device of the model.
         clip: greatest norm of the gradient.
@@ -59,7 +48,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
         *,
         processes: Processes | None = None,
@@ -67,7 +56,7 @@ class Trainer:
         amp: bool = False,
     ):
         self.processes = processes or Processes(next(model.parameters()).device)
-        self.network, self.optimiser, self.schedule, self.clip, self.amp = model, optimiser, schedule, clip, amp
+        self.network, self.optimizer, self.schedule, self.clip, self.amp = model, optimizer, schedule, clip, amp
         device = self.processes.device
         self.model = model
         if self.processes.count > 1:
@@ -90,9 +79,9 @@ class Trainer:
         ]
         with torch.autocast(device.type, enabled=self.amp):
             losses = self.model(images, targets)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.scaler.scale(sum(losses.values())).backward()
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         values = {name: loss.item() for name, loss in losses.items()}
         # The scaler skips a step whose gradient left float16's range. Elsewhere there is no way back from one.
@@ -100,7 +89,7 @@ class Trainer:
             raise FloatingPointError(
                 f"the gradient is not finite in epoch {self.epoch + 1}, step {self.step + 1}: {values}"
             )
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
         return values
@@ -142,7 +131,7 @@ class Trainer:
                 losses = self.train_step(images, targets)
                 if self.step % LOG_EVERY == 0:
                     place = {"epoch": self.epoch + 1, "step": self.epoch * len(batches) + self.step + 1}
-                    self.log.append(place | losses | {"lr": self.optimiser.param_groups[0]["lr"]})
+                    self.log.append(place | losses | {"lr": self.optimizer.param_groups[0]["lr"]})
                 self.step += 1
                 bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
                 bar.update()
@@ -153,7 +142,7 @@ class Trainer:
         """Everything that the rest of the training depends on, in plain types and tensors; all processes call this."""
         return {
             "model": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": self.processes.gather(random_state()),
@@ -166,13 +155,38 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Go on where :meth:`state_dict` was called."""
         self.network.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == self.processes.count:
             set_random_state(state["random"][self.processes.rank])
         self.epoch, self.step = state["epoch"], state["step"]
         self.log, self.metrics = list(state["log"]), list(state["metrics"])
+
+
+def train_one_cycle(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch: int,
+    rate: float,
+    epochs: int = 1,
+    seed: int = 0,
+    after_step: Callable[[list[dict]], None] = lambda targets: None,
+) -> Trainer:
+    """Trains by AdamW and one cycle of the learning rate, whose maximum is `rate`. Returns the trainer.
+
+    Args:
+        model: A detector of torchvision, on its device.
+        dataset, batch, seed, after_step: As for :meth:`Trainer.train_epoch`.
+        rate: Greatest learning rate.
+        epochs: Passes over `dataset`.
+    """
+    steps = epochs * math.ceil(len(dataset) / batch)
+    trainer = Trainer(model, *one_cycle(model, rate=rate, steps=steps))
+    for _ in range(epochs):
+        trainer.train_epoch(dataset, batch=batch, seed=seed, after_step=after_step)
+    return trainer
 
 
 def _collate(items: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:

@@ -1,4 +1,4 @@
-"""Values of the commands' options: a wrong one ends the command before it starts, and is named."""
+"""Types of the commands' arguments. A wrong value ends the command with a message before anything is done."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ def whole(least: int) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
         return value
 
     return convert
@@ -33,7 +33,7 @@ def real(least: float = -math.inf, most: float = math.inf, *, above: float = -ma
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and least <= value <= most and value > above):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
         return value
 
     return convert
@@ -48,5 +48,5 @@ def device(text: str) -> torch.device:
     # Asked without a tensor, which would take memory of the first GPU in each of several processes.
     if place is None or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
         there = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda or cuda:N ({there} GPUs here), got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N ({there} GPUs here), got {text!r}")
     return place

@@ -1,4 +1,4 @@
-"""What the harmonized heads of RetinaNet and FCOS share."""
+"""What the harmonized heads share."""
 
 import torch
 from torch import Tensor, nn
@@ -7,9 +7,9 @@ _BACKGROUND = -1
 
 
 class HarmonizedLosses(nn.Module):
-    """The parts of a detector's head, taken over from another, and losses that take one density over batch and levels.
+    """Gives a head of torchvision the parts of another head, and losses with one density over the batch and all levels.
 
-    To be mixed into a head of torchvision, whose own constructor would build parts of its own.
+    This is the first base class of a head, in place of torchvision's constructor, which would build new parts.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class HarmonizedLosses(nn.Module):
         self.regression_loss = regression_loss
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """Let the losses keep the counts that they have where a checkpoint, of the plain model, holds none."""
+        """A checkpoint of the plain model holds no running counts: the losses then keep theirs."""
         for name in ("classification_loss", "regression_loss"):
             loss = getattr(self, name)
             if loss is not None:
@@ -39,13 +39,13 @@ def match_labels(targets: list[dict[str, Tensor]], matches: Tensor, classes: int
     """The label of each anchor's object, -1 for background and ignored anchors, int64 [images, anchors]."""
     labels = torch.cat([target["labels"] for target in targets])
     _check_labels(labels, classes)
-    # One label more, for the anchors of images without objects to point at.
+    # The extra label is what the anchors of images without objects point at.
     labels = torch.cat([labels, labels.new_full((1,), _BACKGROUND)])[object_index(targets, matches)]
     return torch.where(matches >= 0, labels, _BACKGROUND)
 
 
 def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
-    """From each anchor to its object among those of all images, [images, anchors]; unmatched anchors to the first."""
+    """The index of each anchor's object among those of all images, [images, anchors]; the first if unmatched."""
     first, total = [], 0
     for target in targets:
         first.append(total)
@@ -54,7 +54,7 @@ def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
-    """GHM-C would take other labels for background. This waits for the device, as torchvision's check of boxes does."""
+    """GHM-C would take other labels for background. This waits for the device, like torchvision's check of boxes."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.numel():
-        raise ValueError(f"targets: expected labels in 0..{classes - 1}, got {wrong[0].item()}")
+        raise ValueError(f"targets must have labels in 0..{classes - 1}, got {wrong[0].item()}")

@@ -5,19 +5,21 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSHead
 
-from .heads import HarmonizedLosses, match_labels
+from .base import HarmonizedLosses, match_labels
 
 
 class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
-    """An FCOSHead around existing heads whose classification loss is `classification_loss`.
+    """An FCOSHead with another classification loss.
 
     Boxes and centerness keep torchvision's losses: generalized IoU and cross entropy, over the positive locations.
 
     Args:
-        classification_head, regression_head: as torchvision's FCOSHead has them.
-        classification_loss: takes logits [images, locations, classes], labels and weights [images, locations]; None
-            for torchvision's focal loss.
-        regression_loss: None.
+        classification_head, regression_head: The parts of torchvision's FCOSHead.
+        classification_loss: As for :func:`ghm_triton.detection.harmonize`. None: torchvision's focal loss.
+        regression_loss: Must be None.
+
+    Raises:
+        ValueError: `regression_loss` is given.
     """
 
     def __init__(
@@ -28,7 +30,10 @@ class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
         regression_loss: None = None,
     ):
         if regression_loss is not None:
-            raise ValueError(f"regression_loss: expected None for an FCOS, got {type(regression_loss).__name__}")
+            raise ValueError(
+                "regression_loss must be left out for an FCOS, which regresses boxes by their overlap, "
+                f"got {type(regression_loss).__name__}"
+            )
         super().__init__(classification_head, regression_head, classification_loss, None)
         self.box_coder = BoxLinearCoder(normalize_by_size=True)
 
@@ -39,7 +44,7 @@ class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """The losses "classification", "bbox_regression" and "bbox_ctrness", called by FCOS with the matches."""
+        """Returns "classification", "bbox_regression" and "bbox_ctrness". FCOS calls this with its matches."""
         logits = head_outputs["cls_logits"]
         if self.classification_loss is None:
             return super().compute_loss(targets, head_outputs, anchors, matched_idxs)

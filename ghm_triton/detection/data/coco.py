@@ -1,8 +1,6 @@
-"""Data sets in COCO's format, checked before training starts."""
+"""Images and boxes of a data set in COCO's format."""
 
-import argparse
 import collections
-import json
 import math
 import pathlib
 import warnings
@@ -14,79 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.functional import pil_to_tensor
 
-_NEEDED = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-
-
-def find_split(directory: str | pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """(annotations, image folder) of a split in COCO's layout: annotations/instances_SPLIT*.json and SPLIT*/.
-
-    Raises:
-        FileNotFoundError: they are not there, or there are several.
-    """
-    directory = pathlib.Path(directory)
-    files = sorted(directory.glob(f"annotations/instances_{split}*.json"))
-    if len(files) != 1:
-        got = ", ".join(file.name for file in files) or "none"
-        raise FileNotFoundError(f"data: expected one {directory}/annotations/instances_{split}*.json, got {got}")
-    name = files[0].stem.removeprefix("instances_")
-    folders = [directory / name, directory / "images" / name]
-    for folder in folders:
-        if folder.is_dir():
-            return files[0], folder
-    raise FileNotFoundError(
-        f"data: expected the images of {files[0].name} in {folders[0]} or {folders[1]}, got neither"
-    )
-
-
-def locate_split(options: argparse.Namespace, split: str) -> tuple[str | pathlib.Path, str | pathlib.Path]:
-    """(annotations, image folder) of a split, by the options --SPLIT-json and --SPLIT-images of a command, or --data.
-
-    Raises:
-        FileNotFoundError: as :func:`find_split`.
-        ValueError: the options do not say where it is.
-    """
-    given = getattr(options, f"{split}_json"), getattr(options, f"{split}_images")
-    if all(given):
-        return given
-    if any(given):
-        raise ValueError(f"--{split}-json and --{split}-images: expected both or none, got {given}")
-    if options.data is None:
-        raise ValueError(f"--data: expected a folder in COCO's layout, or --{split}-json and --{split}-images")
-    return find_split(options.data, split)
-
-
-def read_annotations(path: str | pathlib.Path) -> dict:
-    """The content of a file of annotations, with COCO's lists and their fields.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or a list or a field is missing or of another kind; the message says which.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"annotations: expected a file, got {path}, which is none")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"annotations {path}: expected JSON, got {error}") from error
-    for name, fields in _NEEDED.items():
-        entries = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise ValueError(f"annotations {path}: expected a list {name!r}, got {type(entries).__name__}")
-        for position, entry in enumerate(entries):
-            missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
-            if missing:
-                raise ValueError(f"annotations {path}: {name}[{position}] lacks {', '.join(missing)}")
-    for name in ("images", "categories"):
-        ids = [entry["id"] for entry in content[name]]
-        if not ids or len(set(ids)) < len(ids):
-            got = f"{len(ids) - len(set(ids))} ids twice" if ids else "an empty list"
-            raise ValueError(f"annotations {path}: expected {name} with different ids, got {got}")
-    return content
+from .annotations import read_annotations
 
 
 def read_image(path: str | pathlib.Path) -> Tensor:
@@ -131,10 +57,12 @@ class CocoBoxes(Dataset):
         self.category_ids = sorted(self.category_names) if category_ids is None else list(category_ids)
         unknown = sorted(set(self.category_names) - set(self.category_ids))
         if unknown:
-            raise ValueError(f"annotations {self.path}: expected categories {self.category_ids}, got also {unknown}")
+            raise ValueError(
+                f"annotations {self.path} must have categories among {self.category_ids}, got also {unknown}"
+            )
         self.images = sorted(self.content["images"], key=lambda entry: entry["id"])
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"images: expected a folder, got {self.folder}, which is none")
+            raise FileNotFoundError(f"images must be a folder, got {self.folder}, where there is none")
         missing = [entry["file_name"] for entry in self.images if not (self.folder / entry["file_name"]).is_file()]
         if missing:
             raise FileNotFoundError(
