@@ -24,6 +24,12 @@ class Spots(torch.utils.data.Dataset):
         return image, {"boxes": torch.tensor([BOX]), "labels": torch.tensor([0]), "image_id": index}
 
 
+def augment(dataset, name, *, seed=0, epoch=0):
+    """All items of `dataset`, augmented."""
+    augmented = Augmented(dataset, name, seed=seed, epoch=epoch)
+    return [augmented[index] for index in range(len(augmented))]
+
+
 def bright_box(image):
     """The box around the bright pixels, found in the image alone."""
     gray = image.mean(0)
@@ -34,7 +40,7 @@ def bright_box(image):
 def places(name):
     """The different shapes and boxes among the items."""
     found = set()
-    for image, target in Augmented(Spots(), name, seed=0, epoch=0):
+    for image, target in augment(Spots(), name):
         assert type(image) is type(target["boxes"]) is torch.Tensor and image.dtype == torch.float32
         assert 0 <= image.min() and image.max() <= 1
         assert target["boxes"].tolist() == [pytest.approx(bright_box(image), abs=1e-4)]
@@ -49,7 +55,7 @@ def test_none_changes_nothing():
 
 def test_flip_mirrors_images_and_boxes():
     assert places("flip") == {(HEIGHT, WIDTH, 3, 5, 10, 17), (HEIGHT, WIDTH, 30, 5, 37, 17)}
-    mirrored = [image for image, _ in Augmented(Spots(), "flip", seed=0, epoch=0) if not torch.equal(image, Spots()[0][0])]
+    mirrored = [image for image, _ in augment(Spots(), "flip") if not torch.equal(image, Spots()[0][0])]
     assert 20 <= len(mirrored) <= 44  # 3 standard deviations of half of 64
     assert all(torch.equal(image, Spots()[0][0].flip(2)) for image in mirrored)
 
@@ -58,7 +64,7 @@ def test_aerial_draws_all_symmetries_and_other_colors():
     upright = {(HEIGHT, WIDTH, x, y, x + 7, y + 12) for x in (3, WIDTH - 10) for y in (5, HEIGHT - 17)}
     turned = {(WIDTH, HEIGHT, y, x, y + 12, x + 7) for x in (3, WIDTH - 10) for y in (5, HEIGHT - 17)}
     assert places("aerial") == upright | turned
-    brightest = {image.max().item() for image, _ in Augmented(Spots(), "aerial", seed=0, epoch=0)}
+    brightest = {image.max().item() for image, _ in augment(Spots(), "aerial")}
     assert len(brightest) > 32
 
 
@@ -80,7 +86,7 @@ def test_images_without_boxes_are_augmented():
             image, target = super().__getitem__(index)
             return image, target | {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 
-    for _, target in Augmented(Empty(), "aerial", seed=0, epoch=0):
+    for _, target in augment(Empty(), "aerial"):
         assert target["boxes"].shape == (0, 4)
 
 

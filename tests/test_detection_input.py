@@ -52,7 +52,6 @@ def test_missing_data_is_named(tmp_path, capsys):
         ("--warmup", "-1", "must be a whole number from 0, got '-1'"),
         ("--lr", "0", "must be a finite number above 0, got '0'"),
         ("--clip", "nan", "must be a finite number above 0, got 'nan'"),
-        ("--flip", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
         ("--exponent", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
         ("--device", "gpu", "must be auto, cpu, cuda or cuda:N"),
         ("--device", "cuda:64", "must be auto, cpu, cuda or cuda:N"),

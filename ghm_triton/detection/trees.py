@@ -15,7 +15,7 @@ from .data.trees import REQUIREMENT, SPLITS, read_wheel, write_tiles
 
 
 def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
-    """Download the wheel of deepforest into `folder` with pip, without its dependencies; return its path.
+    """Downloads the wheel of deepforest, without its dependencies, into `folder` with pip. Returns its path.
 
     Raises:
         OSError: pip failed.
@@ -31,7 +31,7 @@ def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the data set; return 1 after an error, which is printed."""
+    """Writes the data set. Returns 1 after an error, which is printed."""
     options = parse(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of the command."""
+    """Returns the options of the command."""
     parser = argparse.ArgumentParser(prog="python -m ghm_triton.detection.trees", description=__doc__.splitlines()[0])
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
     parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, instead of the download")

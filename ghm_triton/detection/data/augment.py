@@ -23,14 +23,14 @@ class Augmented(Dataset):
     """`dataset` with random augmentation. An item depends on the seed, the epoch and the index alone.
 
     Args:
-        dataset: of (image, target), the image float32 [3, height, width] in [0, 1], the target with "boxes" (float32
+        dataset: Items are (image, target), the image float32 [3, height, width] in [0, 1], the target with "boxes" (float32
             [n, 4], xyxy, pixels).
         augmentation: "none"; "flip": half of the images are mirrored; "aerial": mirrored, turned upside down and
             turned by 90 degrees, half of the images each, with random brightness, contrast, saturation and hue.
-        seed, epoch: of the random choices.
+        seed, epoch: Of the random choices.
 
     Raises:
-        ValueError: `augmentation` is another name.
+        ValueError: `augmentation` is unknown.
 
     Example:
         >>> image, target = Augmented(CocoBoxes(annotations, images), "aerial", seed=0, epoch=3)[7]

@@ -135,22 +135,3 @@ def _xyxy(bbox: object) -> Tensor | None:
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox):
         return None
     return box_convert(torch.tensor(bbox, dtype=torch.float32), "xywh", "xyxy")
-
-
-class Flipped(Dataset):
-    """`dataset`, each image mirrored with `probability`, as seed, epoch and index decide."""
-
-    def __init__(self, dataset: Dataset, *, probability: float, seed: int, epoch: int):
-        self.dataset, self.probability, self.seed, self.epoch = dataset, probability, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
-        image, target = self.dataset[index]
-        dice = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
-        if torch.rand((), generator=dice) < self.probability:
-            boxes = target["boxes"].clone()
-            boxes[:, [0, 2]] = image.shape[2] - boxes[:, [2, 0]]
-            image, target = image.flip(2), target | {"boxes": boxes}
-        return image, target

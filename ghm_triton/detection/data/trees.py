@@ -35,7 +35,7 @@ class Photograph(NamedTuple):
     """An aerial photograph with boxes around tree crowns.
 
     Attributes:
-        name: the first part of the file names of its tiles.
+        name: The first part of the file names of its tiles.
         image: RGB.
         boxes: float32 [n, 4], xyxy, pixels.
     """
@@ -46,11 +46,11 @@ class Photograph(NamedTuple):
 
 
 def read_wheel(path: str | pathlib.Path) -> list[Photograph]:
-    """The two photographs in the wheel of deepforest 2.1.0.
+    """Returns the two photographs in the wheel of deepforest 2.1.0.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file has another SHA-256 hash.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has another SHA-256 hash.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -68,7 +68,7 @@ def read_wheel(path: str | pathlib.Path) -> list[Photograph]:
 
 
 def read_voc_boxes(content: bytes) -> Tensor:
-    """The boxes of all objects of an annotation in Pascal VOC's XML, float32 [n, 4], xyxy, pixels."""
+    """Returns the boxes of all objects of an annotation in Pascal VOC's XML, float32 [n, 4], xyxy, pixels."""
     corners = ("xmin", "ymin", "xmax", "ymax")
     boxes = [
         [float(box.findtext(corner)) for corner in corners]
@@ -78,7 +78,7 @@ def read_voc_boxes(content: bytes) -> Tensor:
 
 
 def tile_corners(width: int, height: int, split: str) -> list[tuple[int, int]]:
-    """(left, top) of each tile of `split` in a photograph of this size, row by row.
+    """Returns (left, top) of each tile of `split` in a photograph of this size, row by row.
 
     Pixels at the right and at the lower border of a split that fill no whole tile are unused.
     """
@@ -93,15 +93,15 @@ def tile_corners(width: int, height: int, split: str) -> list[tuple[int, int]]:
 
 
 def cut_boxes(boxes: Tensor, left: int, top: int) -> tuple[Tensor, Tensor]:
-    """The boxes that a tile shows, clipped to it.
+    """Returns the boxes that a tile shows, clipped to it.
 
     Args:
-        boxes: float32 [n, 4], xyxy, pixels of the photograph.
-        left, top: the tile's corner.
+        boxes: Boxes, float32 [n, 4], xyxy, pixels of the photograph.
+        left, top: Corner of the tile.
 
     Returns:
-        (boxes, float32 [m, 4], xyxy, pixels of the tile; crowd, bool [m]: less than half of the box's area is in the
-        tile).
+        The clipped boxes, float32 [m, 4], xyxy, pixels of the tile; and whether less than half of the area of each is
+        in the tile, bool [m].
     """
     moved = boxes - torch.tensor([left, top, left, top])
     clipped = clip_boxes_to_image(moved, (TILE, TILE))
@@ -110,14 +110,14 @@ def cut_boxes(boxes: Tensor, left: int, top: int) -> tuple[Tensor, Tensor]:
 
 
 def write_tiles(directory: str | pathlib.Path, photographs: list[Photograph], split: str) -> dict:
-    """Write `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json; return the annotations.
+    """Writes `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json. Returns the annotations.
 
     A box that is cut by the border of its tile is clipped to the tile. A box with less than half of its area in the
     tile is a crowd ("iscrowd": 1): the evaluation ignores what is found there, and the training takes it as background.
 
     Args:
-        directory: the folder to write to.
-        photographs: as :func:`read_wheel` returns them.
+        directory: The folder to write to.
+        photographs: As :func:`read_wheel` returns them.
         split: "train" or "val".
     """
     pictures = pathlib.Path(directory, split)

