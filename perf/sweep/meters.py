@@ -1,13 +1,4 @@
-"""How a run is measured: what all meters have in common, and the one of the CPU. GPUs are in perf.gpu_meters.
-
-Every meter has
-
-    device, name, timers         the torch.device, what it is called, the kinds of timing it knows
-    milliseconds(run, timer)     one timing
-    peak_bytes(run)              the most memory held at once beyond what was held before; None where unknown
-    launches_and_waits(run)      device activities, and waits of the host for the device; None where unknown
-    copy_gb_per_s()              bytes read and written a second by a copy of a large tensor, now
-"""
+"""How a call is measured: the interface of all meters, and the meter of the CPU. Those of GPUs are in gpu_meters.py."""
 
 import abc
 import json
@@ -20,34 +11,44 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .runs import Run
+from .timed_calls import TimedCall
 
 COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29, "xpu": 1 << 29}  # well past the caches
 COPIES = 7
 
 
 class Meter(abc.ABC):
-    """See the top of the file."""
+    """Measures calls on one device.
+
+    Attributes:
+        device: The device.
+        name: Name of its hardware.
+        timers: The kinds of timing that this meter has.
+    """
 
     device: torch.device
     name: str
     timers: tuple[str, ...]
 
     @abc.abstractmethod
-    def milliseconds(self, run: Run, timer: str) -> float: ...
+    def milliseconds(self, call: TimedCall, timer: str) -> float:
+        """One timing."""
 
     @abc.abstractmethod
-    def peak_bytes(self, run: Run) -> int | None: ...
+    def peak_bytes(self, call: TimedCall) -> int | None:
+        """The most memory held at once, less what was held before; None if unknown."""
 
     @abc.abstractmethod
-    def launches_and_waits(self, run: Run) -> tuple[int | None, int | None]: ...
+    def launches_and_waits(self, call: TimedCall) -> tuple[int | None, int | None]:
+        """Activities of the device, and waits of the host for the device; None if unknown."""
 
     def copy_gb_per_s(self) -> float:
+        """Bytes read and written per second by a copy of a large tensor."""
         source = torch.ones(COPY_BYTES[self.device.type], dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        run = Run("copy", lambda: target.copy_(source))
-        self.milliseconds(run, self.timers[0])
-        times = [self.milliseconds(run, self.timers[0]) for _ in range(COPIES)]
+        call = TimedCall("copy", lambda: target.copy_(source))
+        self.milliseconds(call, self.timers[0])
+        times = [self.milliseconds(call, self.timers[0]) for _ in range(COPIES)]
         return 2 * source.numel() / statistics.median(times) / 1e6
 
 
@@ -60,24 +61,24 @@ class CpuMeter(Meter):
         self.device = torch.device("cpu")
         self.name = _cpu_name()
 
-    def milliseconds(self, run: Run, timer: str) -> float:
-        run.prepare()
+    def milliseconds(self, call: TimedCall, timer: str) -> float:
+        call.prepare()
         start = time.perf_counter()
-        result = run.timed()
+        result = call.timed()
         stop = time.perf_counter()
         del result
         return (stop - start) * 1e3
 
-    def peak_bytes(self, run: Run) -> int | None:
-        """Follows every allocation of PyTorch's CPU allocator; the resident size would miss what the heap reuses.
+    def peak_bytes(self, call: TimedCall) -> int | None:
+        """Follow every allocation of PyTorch's CPU allocator. The resident size would miss memory that the heap reuses.
 
-        It does not follow what was allocated before, so that it cannot tell for a backward alone.
+        The profiler does not see memory allocated earlier, so the peak of a backward alone is unknown.
         """
-        if run.mode == "backward":
+        if call.mode == "backward":
             return None
-        run.prepare()
+        call.prepare()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            result = run.timed()
+            result = call.timed()
         del result
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "trace.json")
@@ -90,7 +91,7 @@ class CpuMeter(Meter):
             peak = max(peak, held)
         return peak
 
-    def launches_and_waits(self, run: Run) -> tuple[None, None]:
+    def launches_and_waits(self, call: TimedCall) -> tuple[None, None]:
         return None, None
 
 

@@ -1,4 +1,4 @@
-"""The modes: what of a loss is run, what of that is timed, and what comes out of it to be checked."""
+"""The modes of a loss: what runs, what of it is timed, and which results are checked."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cases import Case, Data
+from .cases import Case
+from .data import Data
 from .implementations import Implementation
 
 MODES = ("forward", "backward", "forward_backward", "forward_no_grad")
@@ -17,20 +18,20 @@ class Outcome(NamedTuple):
     gradient: Tensor | None
 
 
-class Run:
-    """prepare(), which is not timed, and then timed()."""
+class TimedCall:
+    """prepare(), which is not timed, then timed()."""
 
     def __init__(self, mode: str, timed: Callable, prepare: Callable = lambda: None):
         self.mode, self.timed, self.prepare = mode, timed, prepare
 
     def check(self) -> Outcome:
-        """One untimed run: what it computes."""
+        """One call without timing. Return what it computes."""
         self.prepare()
         return self.timed()
 
 
-class LossRun(Run):
-    """`implementation` on `data` in `mode`. The gradient is new in each run, as after zero_grad()."""
+class LossCall(TimedCall):
+    """`implementation` on `data` in `mode`. The gradient is new in each call, as after zero_grad()."""
 
     def __init__(self, implementation: Implementation, case: Case, data: Data, mode: str):
         super().__init__(mode, getattr(self, f"_{mode}"), self._prepare)
@@ -59,22 +60,22 @@ class LossRun(Run):
         return Outcome(loss, self._data.input.grad)
 
 
-class GraphRun(Run):
-    """Replays of `run`, captured in a CUDA graph."""
+class GraphReplay(TimedCall):
+    """Replays of `call`, captured in a CUDA graph."""
 
-    def __init__(self, run: Run):
-        super().__init__(run.mode, self._replay)
+    def __init__(self, call: TimedCall):
+        super().__init__(call.mode, self._replay)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                run.check()
+                call.check()
         torch.cuda.current_stream().wait_stream(stream)
-        run.prepare()
+        call.prepare()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            outcome = run.timed()
-            # Its autograd graph would keep the leaf's accumulation on this stream, for captures to come
+            outcome = call.timed()
+            # Detached: the autograd graph would keep the leaf's accumulation on this stream for later captures
             self._outcome = Outcome(*(None if tensor is None else tensor.detach() for tensor in outcome))
 
     def _replay(self) -> Outcome:

@@ -7,23 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from .cases import Case, Data
+from .cases import Case
+from .data import Data
 from .implementations import BASELINE, Implementation
 from .reference import Reference
-from .runs import GraphRun, LossRun, Run
+from .timed_calls import GraphReplay, LossCall, TimedCall
 
-SLOW_S = 1.0  # a run that takes longer is repeated three times, and not run again to see how long it takes
+SLOW_S = 1.0  # a call that takes longer is repeated three times, and has no warm-up of its own
 
 
 class Failed(Exception):
-    """A run that gets no time, with the status and the detail of its row."""
+    """A call that gets no time; `row` has its status and detail."""
 
     def __init__(self, status: str, detail: str = "", **values):
         self.row = {"status": status, "detail": detail} | values
 
 
 def failure(error: Exception) -> Failed:
-    """What went wrong, in a line; running out of memory has a status of its own."""
+    """The error as one line of a row. Running out of memory has its own status."""
     if isinstance(error, Failed):
         return error
     text = " ".join(str(error).split())[:200]
@@ -43,25 +44,25 @@ def measure_group(
     budget_s: float,
     repetitions: tuple[int, int],
 ) -> Iterator[tuple[Implementation, dict]]:
-    """(implementation, the values of its row) for each.
+    """Yield (implementation, the values of its row).
 
     Args:
-        budget_s: Time for all repetitions together, of which each implementation gets its share ...
-        repetitions: ... within these bounds.
+        budget_s: Seconds for all repetitions of all implementations, which get equal shares.
+        repetitions: Per implementation, at least and at most, whatever its share.
     """
-    rows, runs, elapsed = {}, {}, {}
+    rows, calls, elapsed = {}, {}, {}
     for implementation in implementations:
         name = implementation.name
         try:
-            run, rows[name], elapsed[name] = _checked_run(implementation, case, data, mode, timer, meter, reference)
-            if elapsed[name] < SLOW_S:  # the first run warms up
+            call, rows[name], elapsed[name] = _checked_call(implementation, case, data, mode, timer, meter, reference)
+            if elapsed[name] < SLOW_S:  # the first call warmed up
                 start = time.perf_counter()
-                meter.milliseconds(run, timer)
+                meter.milliseconds(call, timer)
                 elapsed[name] = time.perf_counter() - start
-            runs[name] = run
+            calls[name] = call
         except Exception as error:
             rows[name] = rows.get(name, {}) | failure(error).row
-    times = _interleave(runs, elapsed, timer, meter, budget_s / max(1, len(implementations)), repetitions)
+    times = _interleave(calls, elapsed, timer, meter, budget_s / max(1, len(implementations)), repetitions)
     for implementation in implementations:
         row = rows[implementation.name]
         own = times.get(implementation.name)
@@ -74,15 +75,15 @@ def measure_group(
         yield implementation, row
 
 
-def _checked_run(implementation, case, data, mode, timer, meter, reference) -> tuple[Run, dict, float]:
-    """(the run, found right; its errors, memory and launches; the seconds it took). Raises Failed if it is wrong."""
-    run = LossRun(implementation, case, data, mode)
+def _checked_call(implementation, case, data, mode, timer, meter, reference) -> tuple[TimedCall, dict, float]:
+    """(the call; its errors, memory and launches; the seconds it took). Raise Failed if its results are wrong."""
+    call = LossCall(implementation, case, data, mode)
     if implementation.compiles:
-        run.check()  # so that `elapsed` is without compiling
+        call.check()  # so that `elapsed` leaves out the compiler
     if timer == "graph":
-        run = GraphRun(run)
+        call = GraphReplay(call)
     start = time.perf_counter()
-    loss, gradient = run.check()
+    loss, gradient = call.check()
     elapsed = time.perf_counter() - start
     values = {}
     if loss is not None:
@@ -93,33 +94,33 @@ def _checked_run(implementation, case, data, mode, timer, meter, reference) -> t
     if not reference.accepts(*values.values()):
         raise Failed("wrong", "too far from the float64 reference", **values)
     if timer != "graph":
-        values["peak_extra_bytes"] = meter.peak_bytes(run)
-        values["launches"], values["host_syncs"] = meter.launches_and_waits(run)
-    return run, values, elapsed
+        values["peak_extra_bytes"] = meter.peak_bytes(call)
+        values["launches"], values["host_syncs"] = meter.launches_and_waits(call)
+    return call, values, elapsed
 
 
-def _interleave(runs, elapsed, timer, meter, share_s, repetitions) -> dict[str, dict[int, float] | Failed]:
-    """Milliseconds of each run by round, or why it failed.
+def _interleave(calls, elapsed, timer, meter, share_s, repetitions) -> dict[str, dict[int, float] | Failed]:
+    """Milliseconds of each call by round, or why it failed.
 
-    Each round has all the runs in a random order, so that drift and what others leave in the caches hit all alike. A
-    slow run skips rounds, evenly; the baseline is in all of them.
+    Each round has all calls in a random order, so that drift and the state of the caches affect all in the same way. A
+    slow call skips rounds at even distances; the baseline is in every round.
     """
     least, most = repetitions
     wanted = {}
-    for name in runs:
+    for name in calls:
         floor = least if elapsed[name] < SLOW_S else min(3, least)
         wanted[name] = min(most, max(floor, int(share_s / max(elapsed[name], 1e-9))))
     rounds = max(wanted.values(), default=0)
     if BASELINE in wanted:
         wanted[BASELINE] = rounds
-    times = {name: {} for name in runs}
+    times = {name: {} for name in calls}
     shuffle = random.Random(0)
     for index in range(rounds):
         order = [name for name in wanted if index * wanted[name] // rounds != (index - 1) * wanted[name] // rounds]
         shuffle.shuffle(order)
         for name in order:
             try:
-                times[name][index] = meter.milliseconds(runs[name], timer)
+                times[name][index] = meter.milliseconds(calls[name], timer)
             except Exception as error:
                 times[name] = failure(error)
                 del wanted[name]

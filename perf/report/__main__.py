@@ -5,7 +5,6 @@
 Several files (two commits, two devices) stand side by side.
 """
 
-import argparse
 import base64
 import html
 import sys
@@ -14,10 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..arguments import command_parser
+from ..markdown_table import as_markdown
 from .plots import plot
-from .tables import as_markdown, compare, origins, times
+from .tables import compare, load, origins, times
 
-NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio_to_bce", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Timings</title><style>
 body {{ font-family: sans-serif; margin: 2em; }} img {{ max-width: 48%; }}
@@ -28,22 +28,6 @@ table {{ border-collapse: collapse; font-size: 80%; }} td, th {{ border: 1px sol
 {body}
 </body></html>
 """
-
-
-def load(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of all files, with the name of the file that each is from.
-
-    Raises:
-        ValueError: Two files have the same name, and could not be told apart.
-    """
-    names = [Path(path).stem for path in paths]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the files must have different names, got {', '.join(map(str, paths))}")
-    rows = []
-    for path, name in zip(paths, names):
-        own = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, [""]))
-        rows.append(own.assign(file=name))
-    return pd.concat(rows, ignore_index=True)
 
 
 def sections(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -79,7 +63,7 @@ def page(rows: pd.DataFrame, images: Sequence[Path]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m perf.report", description=__doc__.splitlines()[0])
+    parser = command_parser("perf.report", __doc__)
     parser.add_argument("files", nargs="+", metavar="FILE.csv")
     parser.add_argument("--out", type=Path, help="folder of the report (default: FILE-report beside the first)")
     options = parser.parse_args(arguments)

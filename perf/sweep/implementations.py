@@ -1,7 +1,7 @@
 """The implementations that the sweep compares. Each computes a mean loss of (case, data).
 
-Plain PyTorch gets 16-bit inputs cast to fp32 first, as torch.autocast does for binary cross entropy and as
-mmdetection's heads do for GHM: in 16 bits its losses of easy negatives cancel to 0.
+Losses in plain PyTorch get 16-bit inputs cast to fp32, as torch.autocast does for binary cross entropy and as
+mmdetection's heads do for GHM. In 16 bits the losses of easy negatives would round to 0.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from torch import Tensor
 import ghm_triton
 from ghm_triton import backend as ghm_backend
 
-from .cases import MU, Case, Data
+from .cases import Case
+from .data import MU, Data
 
 ALPHA, GAMMA = 0.25, 2.0  # focal loss
 BETA = 1 / 9  # smooth L1
@@ -23,13 +24,16 @@ BASELINE = "bce"
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """name: Its name in the CSV.
-    losses: The cases that it runs on.
-    formula: What it computes, a name that perf.reference knows.
-    call: (case, data) to the loss.
-    takes_one_hot: Whether it reads data.one_hot and not data.target.
-    waits: Whether it waits for the GPU, so that no CUDA graph can hold it.
-    compiles: Whether it goes through torch.compile: timed in fewer cases, after a first call that compiles.
+    """One way to compute a loss.
+
+    Attributes:
+        name: Its name in the CSV.
+        losses: The losses of the cases that it runs on.
+        formula: What it computes, by its name in reference.py.
+        call: From (case, data) to the loss.
+        takes_one_hot: Whether it reads data.one_hot instead of data.target.
+        waits: Whether it waits for the GPU, so that no CUDA graph can hold it.
+        compiles: Whether it uses torch.compile. Then it is timed in fewer cases, after a call that compiles.
     """
 
     name: str
@@ -41,7 +45,7 @@ class Implementation:
     compiles: bool = False
 
     def least_bytes(self, case: Case, mode: str) -> int:
-        """Reading the arguments once a pass and writing the gradient once."""
+        """Bytes to read the arguments once per pass and to write the gradient once."""
         size = case.torch_dtype.itemsize
         dense = 4 if self.takes_one_hot else size
         index = case.target == "index" and not self.takes_one_hot
@@ -62,7 +66,7 @@ def _ours(backend: str, wrap: Callable = lambda function: function) -> Callable[
 
 
 def _compiled() -> list[Implementation]:
-    """Eager and the baseline through torch.compile, for the shape at hand. A new case wants torch.compiler.reset()."""
+    """Eager and the baseline through torch.compile, for fixed shapes: call torch.compiler.reset() before each case."""
 
     def wrap(function):
         return torch.compile(function, dynamic=False)
@@ -83,7 +87,7 @@ def _compiled() -> list[Implementation]:
 
 
 def region_weights(norm: Tensor, valid: Tensor, bins: int) -> tuple[Tensor, float]:
-    """(harmonizing weights, N) by a loop over regions with one wait for the count of each, as public code does it."""
+    """(harmonizing weights, N) by a loop over the regions that waits for each count, as public code has it."""
     total = max(valid.float().sum().item(), 1.0)
     weights = torch.zeros_like(norm)
     filled = 0
@@ -124,7 +128,7 @@ def _smooth_l1(case, data):
 
 
 def _optional() -> list[Implementation]:
-    """Other packages' losses, where these are installed."""
+    """Losses of other packages that are installed."""
     found = []
     try:
         from torchvision.ops import sigmoid_focal_loss
@@ -149,7 +153,7 @@ def _optional() -> list[Implementation]:
 
 
 def find_implementations(device: torch.device, *, compiled: bool = False) -> list[Implementation]:
-    """All that run on `device`, those through torch.compile if wanted. The interpreter of Triton is not timed."""
+    """The implementations that run on `device`; those through torch.compile only if `compiled`."""
     both = ("ghmc", "ghmr")
     found = [Implementation("eager", both, "ghm_paper", _ours("eager"), waits=True)]
     if device.type != "cpu" and ghm_backend.kernels is not None:

@@ -1,8 +1,9 @@
-"""Compiles kernels without a GPU, specialised as the launcher specialises them on a real one.
+"""Compiles kernels without a GPU, with the specializations that the launcher would choose on one.
 
-Must run without TRITON_INTERPRET: the kernels have to be decorated for compilation.
+TRITON_INTERPRET must not be set: the kernels have to be decorated for compilation.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ _TYPES = {
 
 
 class Launch(NamedTuple):
-    """One `kernel[grid](...)`: the arguments by name and the launch options."""
+    """One `kernel[grid](...)`: its arguments by name, and its launch options."""
 
     kernel: JITFunction
     arguments: dict
@@ -45,7 +46,7 @@ class Launch(NamedTuple):
 
     @property
     def variant(self) -> tuple:
-        """What the launcher compiles anew for: equal for launches that share a compiled kernel."""
+        """What the launcher specializes on: launches with the same variant share a compiled kernel."""
         kinds = {
             name: value.dtype if isinstance(value, torch.Tensor) else value
             for name, value in self.arguments.items()
@@ -57,7 +58,7 @@ class Launch(NamedTuple):
 
 
 def collect(call: Callable, target: GPUTarget) -> list[Launch]:
-    """The launches that call() makes on CPU tensors, as for `target`; nothing is computed."""
+    """The launches that call() would make for `target`, from CPU tensors. Nothing is computed."""
     launches = []
 
     def record(self, *args, grid, warmup=False, **kwargs):
@@ -76,7 +77,7 @@ def collect(call: Callable, target: GPUTarget) -> list[Launch]:
 
 
 def compile_launch(launched: Launch, target: GPUTarget) -> CompiledKernel:
-    """Compiles one launch, pointers taken as aligned to 16 bytes, as PyTorch allocates them."""
+    """Compile one launch. Pointers are taken to be aligned to 16 bytes, as PyTorch allocates them."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launched.kernel.params):
         name, value = parameter.name, launched.arguments[parameter.name]
@@ -91,30 +92,33 @@ def compile_launch(launched: Launch, target: GPUTarget) -> CompiledKernel:
 
 
 def configurations() -> Iterator[tuple[str, Callable]]:
-    """(name, call) of the uses whose kernels are reported; between them they launch every kernel."""
+    """(name, call) of the uses whose kernels are reported. Together they launch every kernel."""
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.zeros(4096, 80, dtype=dtype, requires_grad=True)
-        labels, anchors, dense = torch.zeros(4096, dtype=torch.int64), torch.zeros(4096), torch.zeros(4096, 80)
-        deltas = torch.zeros(4096, 4, dtype=dtype, requires_grad=True)
-        aims, weights = torch.zeros(4096, 4), torch.zeros(4096, 4)
-        state, acc_sum = torch.zeros(31), torch.zeros(30)
         name = str(dtype).removeprefix("torch.")
+        yield from ((f"{name} {use}", call) for use, call in _ghmc_calls(dtype).items())
+        yield from ((f"{name} {use}", call) for use, call in _ghmr_calls(dtype).items())
 
-        def ghmc(*args, x=x, **options):
-            return ghm_triton.ghmc_loss(x, *args, backend="triton", **options)
 
-        def ghmr(*args, deltas=deltas, **options):
-            return ghm_triton.ghmr_loss(deltas, *args, backend="triton", **options)
+def _ghmc_calls(dtype: torch.dtype) -> dict[str, Callable]:
+    x = torch.zeros(4096, 80, dtype=dtype, requires_grad=True)
+    labels, weight, dense = torch.zeros(4096, dtype=torch.int64), torch.zeros(4096), torch.zeros(4096, 80)
+    paper = dict(momentum=0.75, running_counts=torch.zeros(31))
+    mmdet = dict(momentum=0.75, running_counts=torch.zeros(30), variant="mmdet")
+    loss = functools.partial(ghm_triton.ghmc_loss, backend="triton")
+    return {
+        "class index": lambda: loss(x, labels, **paper).backward(),
+        "class index, anchor weight, mmdet": lambda: loss(x, labels, weight, **mmdet).backward(),
+        "dense, element weight, sum": lambda: loss(x, dense, dense, reduction="sum").backward(),
+        "class index, none": lambda: loss(x, labels, reduction="none").sum().backward(),
+        "class index, five levels": lambda: loss([x] * 5, [labels] * 5).backward(),
+    }
 
-        averaged = dict(momentum=0.75, running_counts=state)
-        mmdet = dict(momentum=0.75, running_counts=acc_sum, variant="mmdet")
-        yield f"{name} class index", lambda: ghmc(labels, **averaged).backward()
-        yield f"{name} class index, anchor weight, mmdet", lambda: ghmc(labels, anchors, **mmdet).backward()
-        yield f"{name} dense, element weight, sum", lambda: ghmc(dense, dense, reduction="sum").backward()
-        yield f"{name} class index, none", lambda: ghmc(labels, reduction="none").sum().backward()
-        yield (
-            f"{name} class index, five levels",
-            lambda: ghm_triton.ghmc_loss([x] * 5, [labels] * 5, backend="triton").backward(),
-        )
-        yield f"{name} deltas, element weight, mmdet", lambda: ghmr(aims, weights, variant="mmdet").backward()
-        yield f"{name} deltas, none", lambda: ghmr(aims, reduction="none").sum().backward()
+
+def _ghmr_calls(dtype: torch.dtype) -> dict[str, Callable]:
+    deltas = torch.zeros(4096, 4, dtype=dtype, requires_grad=True)
+    target, weight = torch.zeros(4096, 4), torch.zeros(4096, 4)
+    loss = functools.partial(ghm_triton.ghmr_loss, backend="triton")
+    return {
+        "deltas, element weight, mmdet": lambda: loss(deltas, target, weight, variant="mmdet").backward(),
+        "deltas, none": lambda: loss(deltas, target, reduction="none").sum().backward(),
+    }

@@ -1,10 +1,11 @@
-"""Reads what a compiler made of a kernel: resources, accesses, and instructions on its shortest and longest way.
+"""Reads the machine code of a kernel: resources, accesses, and instructions on its shortest and longest way.
 
-The way is through the loop that loads the input, or through the whole kernel where there is none. A kernel's branches
-are taken by whole programs, so that its shortest way is an easy tile and its longest one a tile with everything in
-it; loops inside (the one over the regions present) count once.
+A way leads through the loop that loads the input, or through the whole kernel if there is no such loop. Whole programs
+take a branch together, so the shortest way is that of an easy tile and the longest that of a tile that needs every
+branch. Inner loops (over the regions present) count once.
 """
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -29,7 +30,7 @@ _SPECIAL_AMD = ("v_exp", "v_log", "v_rcp", "v_rsq", "v_sqrt", "v_sin", "v_cos")
 
 @dataclass
 class Block:
-    """A basic block: its instructions by class, its widest global accesses, and where it goes."""
+    """A basic block: its instructions by class, its widest global accesses, and the blocks that may follow."""
 
     start: int
     instructions: Counter = field(default_factory=Counter)
@@ -52,7 +53,7 @@ class MachineCode:
 
 
 def read(compiled: CompiledKernel) -> MachineCode:
-    """Of a kernel compiled for CUDA or HIP; sizes in bytes, registers a thread, instructions a warp."""
+    """The code of a kernel for CUDA or HIP. Sizes in bytes, registers per thread, instructions per warp."""
     if "cubin" in compiled.asm:
         usage, code = (_dump(compiled, option) for option in ("-res-usage", "-sass"))
         instructions = _parse_sass(code)
@@ -62,7 +63,7 @@ def read(compiled: CompiledKernel) -> MachineCode:
         code = compiled.asm["amdgcn"]
         instructions = _parse_amdgcn(code)
         registers = int(re.search(r"\.vgpr_count:\s*(\d+)", code).group(1))
-        # scalar registers "spill" into lanes of a vector register; what reaches memory takes a private segment
+        # scalar registers spill into lanes of a vector register; what reaches memory needs a private segment
         spills = sum(map(int, re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", code)))
     blocks = _blocks(instructions)
     loop = _input_loop(blocks)
@@ -100,9 +101,7 @@ def _parse_sass(code):
         width = next((int(m) // 8 for m in modifiers if m in ("64", "128", "256")), 4)
         kind = {"LDG": "load", "STG": "store", "ATOMG": "atomic", "RED": "atomic", "REDG": "atomic"}.get(base)
         target, falls = None, not (base in ("EXIT", "RET") and not predicate)
-        if (
-            base == "BRA" and "DIV" not in modifiers
-        ):  # BRA.DIV leaves only when a warp has diverged, which it never does
+        if base == "BRA" and "DIV" not in modifiers:  # BRA.DIV leaves only after a warp diverged, which never happens
             *conditions, goal = operands.split(",")
             target = int(re.search(r"0x([0-9a-f]+)", goal).group(1), 16)
             falls = bool(predicate or conditions)
@@ -141,9 +140,7 @@ def _parse_amdgcn(code):
 
 def _blocks(instructions):
     starts = {instructions[0][0]} | {target for *_, target, _ in instructions if target is not None}
-    starts |= {
-        after[0] for before, after in zip(instructions, instructions[1:]) if before[4] is not None or not before[5]
-    }
+    starts |= {after[0] for before, after in itertools.pairwise(instructions) if before[4] is not None or not before[5]}
     blocks = []
     for position, (address, name, kind, width, target, falls) in enumerate(instructions):
         if address in starts:
@@ -161,7 +158,7 @@ def _blocks(instructions):
 
 
 def _input_loop(blocks):
-    """(first, last) index of the shortest loop that has one of the widest loads, or None."""
+    """(first, last) index of the shortest loop with one of the widest loads, or None."""
     at = {block.start: index for index, block in enumerate(blocks)}
     widest = max(block.load for block in blocks)
     loops = [
@@ -181,7 +178,7 @@ def _ways(blocks, loop):
     if loop is None:
         needs.append(max(block.store for block in inside))
     at = {block.start: index for index, block in enumerate(inside)}
-    ways = [{} for _ in inside]  # by what has been passed: the cheapest and dearest counts so far
+    ways = [{} for _ in inside]  # by the accesses passed so far: the cheapest and dearest counts
     ends = []
     ways[0][(False,) * len(needs)] = (Counter(), Counter())
     for index, block in enumerate(inside):

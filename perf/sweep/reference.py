@@ -1,15 +1,16 @@
-"""Every formula in float64, and how far an implementation is from it.
+"""Every formula in float64, and the errors of an implementation.
 
-Errors are relative: of the loss to itself, of a gradient to the largest gradient of its region, so that the millions
-of easy elements, with their small weights, count as much as the few hard ones. Left out are elements whose gradient
-norm is so near the edge of a region that fp32 may put them on either side.
+The error of a loss is relative to the loss, that of a gradient to the largest gradient of its region, so that the
+millions of easy elements, which have small weights, count as much as the few hard ones. Elements whose gradient norm is
+so close to the edge of a region that fp32 may put it on either side are left out.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cases import MU, Case, Data
+from .cases import Case
+from .data import MU, Data
 from .implementations import ALPHA, BETA, GAMMA
 
 CHUNK = 1 << 22  # elements at a time: fp64 temporaries stay small
@@ -40,7 +41,7 @@ class Reference:
     """The float64 numbers of one case.
 
     Attributes:
-        slack: By how much, relatively, elements at the edges may change the weight of a region.
+        slack: The largest relative change of the weight of a region by elements at its edges.
     """
 
     def __init__(self, case: Case, data: Data):
@@ -63,7 +64,7 @@ class Reference:
         return x, t
 
     def _regions(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(region, whether near an edge inside [0, 1], the edge) of a chunk."""
+        """(region, whether close to an edge inside [0, 1], that edge) of a chunk."""
         x, t = self._chunk(start)
         bins = self.case.bins
         if self.case.loss == "ghmc":
@@ -103,7 +104,7 @@ class Reference:
         return ((loss.double() - expected).abs() / expected.abs()).item()
 
     def gradient_error(self, formula: str, gradient: Tensor) -> float:
-        """An error below the smallest number of the gradient's dtype counts as none."""
+        """An error below the smallest number of the gradient's dtype counts as 0."""
         info = torch.finfo(gradient.dtype)
         worst, largest = torch.zeros(2, self.case.bins, dtype=torch.float64, device=gradient.device)
         for start in range(0, self.case.elements, CHUNK):
@@ -117,6 +118,6 @@ class Reference:
         return relative.max().item()
 
     def accepts(self, *errors: float) -> bool:
-        """Whether these are errors of rounding. A NaN is not."""
+        """Whether rounding explains these errors. It does not explain NaN."""
         bound = TOLERANCE + self.slack + torch.finfo(self.case.torch_dtype).eps
         return all(error <= bound for error in errors)

@@ -1,16 +1,32 @@
 """The tables of perf.report: times of the cases, one file against another, and what the README shows."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pandas as pd
+
+from ..markdown_table import three_digits
 
 CASE = ["loss", "size", "elements", "dtype", "bins", "target", "distribution", "timer"]
 SUBJECT = ["file", "device", "threads"] + CASE
 FORWARD_BACKWARD = "forward_backward"
+NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio_to_bce", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    """A table of texts, all shown as they are."""
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)] + table.astype(str).values.tolist()
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def load(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """The rows of all files, with the name of the file that each is from.
+
+    Raises:
+        ValueError: Two files have the same name, and could not be told apart.
+    """
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the files must have different names, got {', '.join(map(str, paths))}")
+    rows = []
+    for path, name in zip(paths, names):
+        own = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
+        rows.append(own.assign(file=name))
+    return pd.concat(rows, ignore_index=True)
 
 
 def times(rows: pd.DataFrame, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
@@ -24,10 +40,6 @@ def times(rows: pd.DataFrame, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
     )
     shown = [name for name in table.columns if name in order + ["loss", "elements"] or table[name].nunique() > 1]
     return table[shown]
-
-
-def three_digits(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _cell(row) -> str:
