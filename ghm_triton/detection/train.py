@@ -231,7 +231,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default="small",
         help="small, lite0, or a RetinaNet or FCOS of torchvision, for example retinanet_resnet50_fpn_v2 (small)",
     )
-    add("--backbone-weights", metavar="NAME", help="DEFAULT for ImageNet weights, which torchvision downloads, or none for random weights (lite0: DEFAULT, others: none)")
+    add(
+        "--backbone-weights",
+        metavar="NAME",
+        help="DEFAULT: ImageNet weights, which torchvision downloads; none: random weights (none; lite0: DEFAULT)",
+    )
     add("--min-size", type=whole(1), help="shorter side that images are scaled to, pixels (800; small: 96, lite0: 192)")
     add("--max-size", type=whole(1), help="greatest longer side (1333)")
     add("--loss", choices=LOSSES, default="ghm", help="ghm: GHM-C and GHM-R; ghmc: with the model's box loss (ghm)")
@@ -256,7 +260,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--warmup", type=whole(0), default=500, metavar="STEPS", help="from a third of the rate (500)")
     add("--clip", type=real(above=0), default=35.0, help="greatest norm of the gradient (35)")
-    add("--augment", choices=AUGMENTATIONS, default="flip", help="flip: mirror half of the images; aerial: flips, turns and colors, for images from above; none: for digits (flip)")
+    add(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="flip",
+        help="flip: mirrored images; aerial: for images taken from above; none: for digits (flip)",
+    )
     add("--amp", action="store_true", help="16-bit computation, float16 on GPUs and bfloat16 on the CPU")
     add("--workers", type=whole(0), default=2, help="processes that load images (2)")
     add("--save-every", type=whole(1), default=200, metavar="STEPS", help="between checkpoints within an epoch (200)")

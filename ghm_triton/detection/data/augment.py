@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 AUGMENTATIONS = {
     "none": (),
     "flip": (v2.RandomHorizontalFlip(0.5),),
-    # The eight symmetries of a square with equal probability: pictures from above have no upper side.
+    # The eight symmetries of a square with equal probability: an image taken from above has no upper side.
     "aerial": (
         v2.RandomHorizontalFlip(0.5),
         v2.RandomVerticalFlip(0.5),
@@ -20,13 +20,13 @@ AUGMENTATIONS = {
 
 
 class Augmented(Dataset):
-    """`dataset` with random augmentation. An item depends on the seed, the epoch and the index alone.
+    """Randomly augmented items of `dataset`. An item depends on the seed, the epoch and the index alone.
 
     Args:
-        dataset: Items are (image, target), the image float32 [3, height, width] in [0, 1], the target with "boxes" (float32
-            [n, 4], xyxy, pixels).
-        augmentation: "none"; "flip": half of the images are mirrored; "aerial": mirrored, turned upside down and
-            turned by 90 degrees, half of the images each, with random brightness, contrast, saturation and hue.
+        dataset: Its items are (image, target). The image is float32 [3, height, width] in [0, 1]. The target has
+            "boxes" (float32 [n, 4], xyxy, pixels).
+        augmentation: "none", "flip" or "aerial". "flip" mirrors each image with probability 0.5. "aerial" draws one of
+            the eight symmetries of a square, and a random brightness, contrast, saturation and hue.
         seed, epoch: Of the random choices.
 
     Raises:

@@ -85,11 +85,7 @@ def tile_corners(width: int, height: int, split: str) -> list[tuple[int, int]]:
     first_val_row = height - round(VAL_SHARE * height / TILE) * TILE
     start, stop = (0, first_val_row) if split == "train" else (first_val_row, height)
     stride = STRIDES[split]
-    return [
-        (left, top)
-        for top in range(start, stop - TILE + 1, stride)
-        for left in range(0, width - TILE + 1, stride)
-    ]
+    return [(left, top) for top in range(start, stop - TILE + 1, stride) for left in range(0, width - TILE + 1, stride)]
 
 
 def cut_boxes(boxes: Tensor, left: int, top: int) -> tuple[Tensor, Tensor]:
