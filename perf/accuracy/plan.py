@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 PAIRS = ("CE + SL1", "focal + SL1", "GHM-C + SL1", "GHM-C + ASL1", "GHM-C + GHM-R", "exact GHM-C + SL1")
-TASKS = {"digits-1": 1, "digits-10": 10}  # classes
+TASKS = {"digits-1": 1, "digits-10": 10, "trees": 1}  # classes
+DIGITS = tuple(task for task in TASKS if task.startswith("digits"))
 EXPONENT = 0.5  # recommended; 1 is the paper's
 COMPARED = (  # (pair, exponent)
     ("CE + SL1", 1.0),

