@@ -75,8 +75,10 @@ def test_an_item_depends_on_seed_epoch_and_index_alone():
     assert torch.equal(torch.get_rng_state(), state)  # the model's own random numbers stay what they are
     torch.manual_seed(2)
     assert torch.equal(Augmented(Spots(), "aerial", seed=3, epoch=2)[5][0], first)
-    others = [Augmented(Spots(), "aerial", seed=seed, epoch=epoch)[index][0]
-              for seed, epoch, index in ((4, 2, 5), (3, 3, 5), (3, 2, 6))]  # fmt: skip
+    others = [
+        Augmented(Spots(), "aerial", seed=seed, epoch=epoch)[index][0]
+        for seed, epoch, index in ((4, 2, 5), (3, 3, 5), (3, 2, 6))
+    ]
     assert not any(torch.equal(other, first) for other in others)
 
 

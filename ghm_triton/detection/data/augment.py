@@ -1,5 +1,6 @@
 """Random augmentation of detection data, from torchvision's transforms."""
 
+import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -51,7 +52,8 @@ class Augmented(Dataset):
             return image, target
         # The transforms draw from PyTorch's generator of the CPU, whose state must stay what it is.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
+            chosen = numpy.random.default_rng([self.seed, self.epoch, index]).integers(2**63)
+            torch.default_generator.manual_seed(int(chosen))
             boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[-2:])
             image, boxes = v2.Compose(self.transforms)(tv_tensors.Image(image), boxes)
         return image.as_subclass(Tensor), target | {"boxes": boxes.as_subclass(Tensor)}

@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.ops import box_area, box_convert, clip_boxes_to_image
 
 REQUIREMENT = "deepforest==2.1.0"
+DESCRIPTION = f"tree crowns of {REQUIREMENT} (MIT license)"
 SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"
 PHOTOGRAPHS = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")
 TILE = 192  # side of a tile, pixels
@@ -139,7 +140,7 @@ def write_tiles(directory: str | pathlib.Path, photographs: list[Photograph], sp
                     }
                 )
     content = {
-        "info": {"description": f"tree crowns of {REQUIREMENT} (MIT license)"},
+        "info": {"description": DESCRIPTION},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": 1, "name": "tree"}],

@@ -9,7 +9,6 @@ from .lite0 import lite0_retinanet
 from .small import small_retinanet
 
 SIZES = {"small": (96, 96), "lite0": (192, 192)}  # shorter and longest side of the images, pixels
-BACKBONE_WEIGHTS = {"lite0": "DEFAULT"}  # that `train` starts from; random weights for the others
 
 
 def build_model(
@@ -26,8 +25,8 @@ def build_model(
         name: "small", "lite0", or the name of a RetinaNet or FCOS in `torchvision.models.detection`.
         classes: Number of labels.
         min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels. None: 96 for "small", 192 for "lite0", 800 and 1333 for the
-            others.
+            `max_size` pixels. None: 96 for "small", 192 for "lite0", 800 and 1333 for
+            the others.
         backbone_weights: "DEFAULT" for ImageNet weights: those in the extra "lite0" for "lite0", torchvision's for the
             others, which also take the names of other weights. torchvision downloads its weights. None: random weights.
 
