@@ -102,6 +102,8 @@ class CocoBoxes(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        if not 0 <= index < len(self.images):
+            raise IndexError(f"index must be in 0..{len(self.images) - 1}, got {index}")
         unreadable = []
         for other in range(len(self.images)):
             entry = self.images[(index + other) % len(self.images)]
