@@ -15,7 +15,8 @@ pytest.importorskip("pycocotools")
 pd = pytest.importorskip("pandas")
 
 from ghm_triton.detection import digits, evaluate, predict, train
-from ghm_triton.detection.data import coco, digit_drawing, digit_scenes
+from ghm_triton.detection.data import digit_drawing, digit_scenes
+from ghm_triton.detection.data.augment import Augmented
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.small import small_retinanet
 from ghm_triton.detection.training import checkpoint, engine, recipes, schedules, signals
@@ -160,7 +161,7 @@ def test_a_complete_run_says_so_and_trains_on(data, whole, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "option, value, before", [("--lr", "0.1", "0.0015"), ("--flip", "0", "0.5"), ("--mu", "0.1", "0.02")]
+    "option, value, before", [("--lr", "0.1", "0.0015"), ("--augment", "none", "'flip'"), ("--mu", "0.1", "0.02")]
 )
 def test_resuming_with_other_options_is_refused(data, whole, capsys, option, value, before):
     """They used to be ignored in silence."""
@@ -174,7 +175,7 @@ def test_resuming_with_other_options_is_refused(data, whole, capsys, option, val
 def test_large_seeds(seed):
     """Products of the seed left 64 bits from 18,446,634 on, and died on the first image."""
     flips = [
-        coco.Flipped([(torch.rand(3, 2, 2), {"boxes": torch.zeros(0, 4)})] * 20, probability=0.5, seed=one, epoch=3)
+        Augmented([(torch.rand(3, 2, 2), {"boxes": torch.zeros(0, 4)})] * 20, "flip", seed=one, epoch=3)
         for one in (seed, seed - 1)
     ]
     flipped = [[not torch.equal(data[index][0], data.dataset[0][0]) for index in range(20)] for data in flips]
