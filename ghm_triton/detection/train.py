@@ -127,7 +127,7 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone-weights", help="none, or DEFAULT: ImageNet's, which torchvision downloads (lite0: DEFAULT)")
+    add("--backbone-weights", help="none, or DEFAULT: ImageNet's, which torchvision downloads")
     add("--pretrain-steps", type=whole(0), help="of the small backbone, on crops of digits")
     add("--backbone", metavar="FILE", help="of ghm_triton.detection.pretrain, instead of the pre-training")
     add("--epochs", type=whole(1), help="passes over the images")
