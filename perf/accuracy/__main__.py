@@ -7,6 +7,7 @@ figure, beside the CSV.
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 import time
@@ -119,7 +120,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     add("--backbone", type=Path, help="file of the pre-trained weights; OUT-backbone.pt beside the CSV if not given")
     add("--trees", metavar="DIR", type=Path, help="data set of tree crowns; OUT-trees beside the CSV if not given")
     if parser.parse_known_args(arguments)[0].smoke:
-        out = Path(tempfile.mkdtemp(prefix="perf-accuracy-")) / "accuracy.csv"
+        out = Path(tempfile.gettempdir()) / f"perf-accuracy-{os.getpid()}" / "accuracy.csv"
         parser.set_defaults(out=out, losses=SMOKE_LOSSES, exponents=SMOKE_EXPONENTS, **SMOKE_DEFAULTS)
     options = parser.parse_args(arguments)
     options.trees = options.trees or options.out.with_name(f"{options.out.stem}-trees")
