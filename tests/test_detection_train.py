@@ -23,7 +23,8 @@ from ghm_triton.detection.training import checkpoint, engine, recipes, schedules
 from ghm_triton.detection.training import run as training_run
 from ghm_triton.detection.training.evaluation import METRICS
 
-FAST = ["--batch-size", "4", "--workers", "0", "--pretrain-steps", "0", "--device", "cpu", "--min-size", "64"]
+FAST = ["--batch-size", "4", "--workers", "0", "--pretrain-steps", "0", "--device", "cpu"]
+FAST += ["--augment", "flip", "--min-size", "64"]
 
 
 @pytest.fixture(autouse=True)
@@ -270,10 +271,11 @@ def test_the_paper_is_the_recipe_of_large_models_and_small_that_of_the_small_one
         1,
     )
     assert (options.box_loss_weight, options.pretrain_steps, options.clip, options.warmup) == (1, 0, 35, 500)
+    assert options.augment == "flip"
     assert recipes.learning_rate_falls(options, 100) == [800, 1100]  # starts of epochs 9 and 12
     for options in (parsed(), parsed("--recipe", "small")):
         assert (options.recipe, options.exponent, options.box_loss_weight) == ("small", 0.5, 4.0)
-        assert options.pretrain_steps > 0 and options.box_loss is None
+        assert options.pretrain_steps > 0 and options.box_loss is None and options.augment == "none"
     assert parsed("--recipe", "paper").exponent == 1
     assert parsed("--exponent", "0.7", "--lr", "0.1").exponent == 0.7
     assert parsed("--loss", "focal").box_loss == "smooth_l1"  # the model's own box loss takes no factor

@@ -107,7 +107,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     text = (
         "flip: half of the images mirrored; aerial: also turned and recolored, for images from above; none: for digits"
     )
-    add("--augment", choices=list(AUGMENTATIONS), default="flip", help=text)
+    add("--augment", choices=list(AUGMENTATIONS), help=text)
     add("--workers", type=whole(0), default=2, help="processes that load images")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
 

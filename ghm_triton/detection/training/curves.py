@@ -9,11 +9,11 @@ from matplotlib.ticker import MaxNLocator
 
 from .engine import LOG_EVERY
 
-_SMOOTHED = 20  # rows of the log
+_SMOOTHED = 5  # rows of the log
 _TITLES = {
-    "classification": "classification",
-    "bbox_regression": "boxes",
-    "bbox_ctrness": "centerness",
+    "classification": "Classification loss",
+    "bbox_regression": "Box loss",
+    "bbox_ctrness": "Centerness loss",
 }
 
 
@@ -34,7 +34,7 @@ def draw_curves(folder: pathlib.Path, log: list[dict], metrics: list[dict]) -> l
         axes.plot(rows.step, rows[name], color="tab:green", alpha=0.25, label=f"every {LOG_EVERY}th step")
         smooth = rows[name].rolling(_SMOOTHED, min_periods=1).mean()
         axes.plot(rows.step, smooth, color="tab:green", label=f"mean over {_SMOOTHED * LOG_EVERY} steps")
-        axes.set(title=f"Loss of the {_TITLES[name]}", xlabel="step", ylabel="loss")
+        axes.set(title=_TITLES[name], xlabel="step", ylabel="loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.grid(True, alpha=0.3)

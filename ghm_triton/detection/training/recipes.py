@@ -10,8 +10,24 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..pretrain import STEPS
 from .schedules import one_cycle, warmup_and_falls
 
-PAPER = {"epochs": 14, "batch_size": 16, "lr": 0.01, "warmup": 500, "exponent": 1.0, "box_loss_weight": 1.0}
-SMALL = {"epochs": 3, "batch_size": 8, "lr": 1.5e-3, "warmup": None, "exponent": 0.5, "box_loss_weight": 4.0}
+PAPER = {
+    "epochs": 14,
+    "batch_size": 16,
+    "lr": 0.01,
+    "warmup": 500,
+    "augment": "flip",
+    "exponent": 1.0,
+    "box_loss_weight": 1.0,
+}
+SMALL = {
+    "epochs": 3,
+    "batch_size": 8,
+    "lr": 1.5e-3,
+    "warmup": None,
+    "augment": "none",  # for digits
+    "exponent": 0.5,
+    "box_loss_weight": 4.0,
+}
 RECIPES = {"paper": PAPER, "small": SMALL}
 BACKBONE_WEIGHTS = {"lite0": "DEFAULT"}  # the other models start from random weights
 

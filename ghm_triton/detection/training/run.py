@@ -1,7 +1,6 @@
 """A training of the command `train`: data, model and files around a :class:`Trainer`."""
 
 import argparse
-import dataclasses
 import math
 import pathlib
 import time
@@ -22,14 +21,11 @@ from .engine import Trainer
 from .evaluation import average_precision, detect, warn_unreadable
 from .processes import Processes
 from .recipes import describe_schedule, make_optimizer
+from .resume import check_same, describe
 from .signals import Stopped, StopRequest
 
 _EVALUATED = 16  # images per process between two looks at the stop request
 _SEEN = 8  # images that density.png shows the gradient of
-
-# Options that a resumed training must repeat, beside those of the losses. More epochs are allowed.
-_REPEATED = ("model", "min_size", "max_size", "recipe", "pretrain_steps", "batch_size", "lr", "lr_steps", "warmup")
-_REPEATED += ("clip", "augment", "amp", "seed")
 
 
 class Run:
@@ -149,7 +145,13 @@ class Run:
             trainer.metrics.append(row | trainer.log[-1] | {"epoch": trainer.epoch} | self._evaluate())
             self._save(must=trainer.epoch == options.epochs)
             if self.processes.first:
-                self._report()
+                write_metrics(self.folder / "metrics.csv", trainer.metrics)
+                self._say(
+                    "epoch {epoch}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format_map(trainer.metrics[-1])
+                )
+            self._stop_if_asked(save=False)
+            if self.processes.first:
+                self._draw()
 
     def _prepare_backbone(self) -> None:
         """Starts the small backbone from a file or a pre-training. A run resumed at step 0 repeats this."""
@@ -182,38 +184,11 @@ class Run:
             self._stop_if_asked()
         return average_precision(self.val_data.coco(), [one for part in one.gather(found) for one in part])
 
-    def _report(self) -> None:
-        """Writes the numbers and pictures after an epoch."""
+    def _draw(self) -> None:
+        """Draws the pictures after an epoch."""
         trainer = self.trainer
-        write_metrics(self.folder / "metrics.csv", trainer.metrics)
-        print("epoch {epoch}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format_map(trainer.metrics[-1]))
         images = draw_curves(self.folder, trainer.log, trainer.metrics)
         items = [self.train_data[index] for index in range(min(_SEEN, len(self.train_data)))]
         images.append(draw_density(self.folder / "density.png", observe(trainer.network, items)))
         if trainer.epoch == self.options.epochs:
             print(", ".join(str(path) for path in (self.checkpoint, self.folder / "metrics.csv", *images)))
-
-
-def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
-    """Returns what a checkpoint tells of its training: what a resumed training must have in common with it."""
-    losses = LossOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)})
-    return {name: getattr(options, name) for name in _REPEATED} | {
-        "losses": dataclasses.asdict(losses),
-        "categories": [{"id": one, "name": data.category_names[one]} for one in data.category_ids],
-        "images": len(data),
-    }
-
-
-def check_same(about: dict, expected: dict) -> None:
-    """Raises a ValueError that names what a resumed training has changed."""
-    for name, value in (expected | expected["losses"]).items():
-        before = (about | about.get("losses", {})).get(name)
-        if name == "losses" or before == value:
-            continue
-        if name in ("categories", "images"):
-            raise ValueError(f"{name} of the data must be {before!r} as in the checkpoint, got {value!r}")
-        option = f"--{name.replace('_', '-')}"
-        raise ValueError(
-            f"{option} must be {before!r} as in the checkpoint, got {value!r}; "
-            "repeat the options of the first run beside --resume, only --epochs may change"
-        )

@@ -4,7 +4,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, kill and a job's time limit, a closed terminal
+# Ctrl-C, kill and the time limit of a job, a closed terminal; Windows has no SIGHUP
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(Exception):
