@@ -74,7 +74,6 @@ def test_missing_data_is_named(tmp_path, capsys):
         ("--warmup", "-1", "must be a whole number from 0, got '-1'"),
         ("--lr", "0", "must be a finite number above 0, got '0'"),
         ("--clip", "nan", "must be a finite number above 0, got 'nan'"),
-        ("--flip", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
         ("--exponent", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
         ("--device", "gpu", "must be auto"),
         ("--device", "cuda:64", "must be auto"),
@@ -140,17 +139,6 @@ def test_bad_boxes_are_left_out_and_counted(data, annotations):
     _, target = found[0]
     assert target["boxes"].tolist() == [[60, 50, 64, 60], [5, 6, 12, 14]] and target["labels"].tolist() == [2, 2]
     assert found[1][1]["boxes"].shape == (0, 4)
-
-
-def test_boxes_of_flipped_images_are_mirrored(data, annotations):
-    plain = coco.CocoBoxes(annotations, data / "train")
-    image, target = plain[0]
-    flipped, mirrored = coco.Flipped(plain, probability=1.0, seed=0, epoch=0)[0]
-    assert torch.equal(flipped, image.flip(2))
-    left, top, right, bottom = target["boxes"].T
-    assert torch.equal(mirrored["boxes"], torch.stack([64 - right, top, 64 - left, bottom], dim=1))
-    same, _ = coco.Flipped(plain, probability=0.0, seed=0, epoch=0)[0]
-    assert torch.equal(same, image)
 
 
 def test_categories_need_not_be_contiguous(data, annotations):

@@ -15,7 +15,8 @@ pytest.importorskip("pycocotools")
 pd = pytest.importorskip("pandas")
 
 from ghm_triton.detection import digits, evaluate, predict, train
-from ghm_triton.detection.data import coco, digit_drawing, digit_scenes
+from ghm_triton.detection.data import digit_drawing, digit_scenes
+from ghm_triton.detection.data.augment import Augmented
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.small import small_retinanet
 from ghm_triton.detection.training import checkpoint, engine, recipes, schedules, signals
@@ -23,7 +24,7 @@ from ghm_triton.detection.training import run as training_run
 from ghm_triton.detection.training.evaluation import METRICS
 
 FAST = ["--batch-size", "4", "--workers", "0", "--pretrain-steps", "0", "--device", "cpu"]
-FAST += ["--flip", "0.5", "--min-size", "64"]
+FAST += ["--augment", "flip", "--min-size", "64"]
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,7 @@ def test_a_complete_run_says_so_and_trains_on(data, whole, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "option, value, before", [("--lr", "0.1", "0.0015"), ("--flip", "0", "0.5"), ("--mu", "0.1", "0.02")]
+    "option, value, before", [("--lr", "0.1", "0.0015"), ("--augment", "none", "'flip'"), ("--mu", "0.1", "0.02")]
 )
 def test_resuming_with_other_options_is_refused(data, whole, capsys, option, value, before):
     """They used to be ignored in silence."""
@@ -175,7 +176,7 @@ def test_resuming_with_other_options_is_refused(data, whole, capsys, option, val
 def test_large_seeds(seed):
     """Products of the seed left 64 bits from 18,446,634 on, and died on the first image."""
     flips = [
-        coco.Flipped([(torch.rand(3, 2, 2), {"boxes": torch.zeros(0, 4)})] * 20, probability=0.5, seed=one, epoch=3)
+        Augmented([(torch.rand(3, 2, 2), {"boxes": torch.zeros(0, 4)})] * 20, "flip", seed=one, epoch=3)
         for one in (seed, seed - 1)
     ]
     flipped = [[not torch.equal(data[index][0], data.dataset[0][0]) for index in range(20)] for data in flips]
@@ -270,11 +271,11 @@ def test_the_paper_is_the_recipe_of_large_models_and_small_that_of_the_small_one
         1,
     )
     assert (options.box_loss_weight, options.pretrain_steps, options.clip, options.warmup) == (1, 0, 35, 500)
-    assert options.flip == 0.5
+    assert options.augment == "flip"
     assert recipes.learning_rate_falls(options, 100) == [800, 1100]  # starts of epochs 9 and 12
     for options in (parsed(), parsed("--recipe", "small")):
         assert (options.recipe, options.exponent, options.box_loss_weight) == ("small", 0.5, 4.0)
-        assert options.pretrain_steps > 0 and options.box_loss is None and options.flip == 0
+        assert options.pretrain_steps > 0 and options.box_loss is None and options.augment == "none"
     assert parsed("--recipe", "paper").exponent == 1
     assert parsed("--exponent", "0.7", "--lr", "0.1").exponent == 0.7
     assert parsed("--loss", "focal").box_loss == "smooth_l1"  # the model's own box loss takes no factor

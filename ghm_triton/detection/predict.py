@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         model, categories = build_from(load_checkpoint(options.checkpoint))
         model.to(options.device)
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path, name in zip(options.images, output_names(options.images)):

@@ -13,6 +13,7 @@ import sys
 import warnings
 
 from .argument_types import command_parser, device, real, whole
+from .data.augment import AUGMENTATIONS
 from .losses import BOX_LOSSES, LOSSES
 from .training.processes import join_processes
 from .training.recipes import RECIPES, recipe_defaults
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
                 with contextlib.suppress(OSError):  # the terminal may be closed
                     print(f"stopped{hint}", flush=True)
             return 130
-        except (OSError, ValueError, FloatingPointError) as error:
+        except (ImportError, OSError, ValueError, FloatingPointError) as error:
             print(f"error: {error}{hint}", file=sys.stderr)
             return 1
     return 0
@@ -68,17 +69,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Returns the options of the command. Their defaults are those of the recipe."""
     choices = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     choices.add_argument(
-        "--model", default="small", help="small, or a RetinaNet or FCOS of torchvision: retinanet_resnet50_fpn_v2, ..."
+        "--model",
+        default="small",
+        help="small, lite0, or a RetinaNet or FCOS of torchvision: retinanet_resnet50_fpn_v2, ...",
     )
     choices.add_argument("--loss", choices=LOSSES, default="ghm", help="ghm: GHM-C and GHM-R; ghmc: GHM-C alone")
     choices.add_argument(
         "--recipe",
         choices=list(RECIPES),
-        help="small: pre-training, AdamW and one cycle, exponent 0.5 (default for --model small); "
+        help="small: pre-training, AdamW and one cycle, exponent 0.5 (default for --model small and lite0); "
         "paper: SGD and the paper's schedule and losses (default for other models)",
     )
     first, _ = choices.parse_known_args(arguments)
-    recipe = first.recipe or ("small" if first.model == "small" else "paper")
+    recipe = first.recipe or ("small" if first.model in ("small", "lite0") else "paper")
     parser = command_parser("train", __doc__, parents=[choices], allow_abbrev=False)
     _add_data(parser)
     _add_losses(parser)
@@ -95,9 +98,16 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         add(f"--{split}-images", metavar="DIR", help="their images")
     add("--output", metavar="DIR", required=True, help="folder of the checkpoint, metrics.csv and the pictures")
     add("--resume", action="store_true", help="go on from the checkpoint in --output")
-    add("--min-size", type=whole(1), help="shorter side that images are scaled to, pixels (small: 96, others: 800)")
-    add("--max-size", type=whole(1), help="greatest longer side, pixels (small: 96, others: 1333)")
-    add("--flip", type=real(0, 1), help="share of the images that are mirrored; 0 for digits")
+    add(
+        "--min-size",
+        type=whole(1),
+        help="shorter side that images are scaled to, pixels (small: 96, lite0: 192, others: 800)",
+    )
+    add("--max-size", type=whole(1), help="greatest longer side, pixels (small: 96, lite0: 192, others: 1333)")
+    text = (
+        "flip: half of the images mirrored; aerial: also turned and recolored, for images from above; none: for digits"
+    )
+    add("--augment", choices=list(AUGMENTATIONS), help=text)
     add("--workers", type=whole(0), default=2, help="processes that load images")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
 
@@ -117,7 +127,7 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone-weights", default="none", help="of torchvision, to be downloaded: DEFAULT, ...")
+    add("--backbone-weights", help="none, or DEFAULT: ImageNet's, which torchvision downloads")
     add("--pretrain-steps", type=whole(0), help="of the small backbone, on crops of digits")
     add("--backbone", metavar="FILE", help="of ghm_triton.detection.pretrain, instead of the pre-training")
     add("--epochs", type=whole(1), help="passes over the images")
@@ -134,7 +144,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--clip", type=real(above=0), default=35.0, help="greatest norm of the gradient")
     add("--amp", action="store_true", help="16-bit computation, float16 on GPUs and bfloat16 on the CPU")
     add("--save-every", type=whole(1), default=200, metavar="STEPS", help="between checkpoints within an epoch")
-    add("--seed", type=whole(0, 2**63 - 1), default=0, help="of the weights, the order and the flips")
+    add("--seed", type=whole(0, 2**63 - 1), default=0, help="of the weights, the order and the augmentation")
 
 
 if __name__ == "__main__":

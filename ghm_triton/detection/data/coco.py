@@ -4,7 +4,6 @@ import collections
 import pathlib
 import warnings
 
-import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -142,21 +141,3 @@ def _xyxy(bbox: list) -> Tensor | None:
     if len(bbox) != 4 or not all(map(is_finite, bbox)):
         return None
     return box_convert(torch.tensor(bbox, dtype=torch.float32), "xywh", "xyxy")
-
-
-class Flipped(Dataset):
-    """`dataset` with each image mirrored with `probability`. The seed, the epoch and the index decide."""
-
-    def __init__(self, dataset: Dataset, *, probability: float, seed: int, epoch: int):
-        self.dataset, self.probability, self.seed, self.epoch = dataset, probability, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, dict]:
-        image, target = self.dataset[index]
-        if numpy.random.default_rng([self.seed, self.epoch, index]).random() < self.probability:
-            boxes = target["boxes"].clone()
-            boxes[:, [0, 2]] = image.shape[2] - boxes[:, [2, 0]]
-            image, target = image.flip(2), target | {"boxes": boxes}
-        return image, target

@@ -44,11 +44,11 @@ def small_retinanet(num_classes: int, *, size: int = 96) -> RetinaNet:
         min_size=size,
         max_size=size,
         anchor_generator=anchors,
-        head=RetinaNetHead(_WIDTH, anchors.num_anchors_per_location()[0], num_classes, norm_layer=_group_norm),
+        head=RetinaNetHead(_WIDTH, anchors.num_anchors_per_location()[0], num_classes, norm_layer=group_norm),
         detections_per_img=50,
     )
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """A norm without batch statistics, which the levels of the pyramid, seen one by one, do not share."""
     return nn.GroupNorm(16, channels)

@@ -15,7 +15,7 @@ PAPER = {
     "batch_size": 16,
     "lr": 0.01,
     "warmup": 500,
-    "flip": 0.5,
+    "augment": "flip",
     "exponent": 1.0,
     "box_loss_weight": 1.0,
 }
@@ -24,16 +24,17 @@ SMALL = {
     "batch_size": 8,
     "lr": 1.5e-3,
     "warmup": None,
-    "flip": 0.0,  # for digits
+    "augment": "none",  # for digits
     "exponent": 0.5,
     "box_loss_weight": 4.0,
 }
 RECIPES = {"paper": PAPER, "small": SMALL}
+BACKBONE_WEIGHTS = {"lite0": "DEFAULT"}  # the other models start from random weights
 
 
 def recipe_defaults(recipe: str, model: str, loss: str) -> dict:
     """Returns the defaults of the options of `train` in a recipe, for a model and a loss by name."""
-    values = RECIPES[recipe] | {"pretrain_steps": 0}
+    values = RECIPES[recipe] | {"pretrain_steps": 0, "backbone_weights": BACKBONE_WEIGHTS.get(model, "none")}
     if recipe == "small":
         if model == "small":
             values["pretrain_steps"] = STEPS

@@ -8,7 +8,7 @@ from ..losses import LossOptions
 
 # The options to repeat, beside those of the losses. --epochs may change.
 _REPEATED = ("model", "min_size", "max_size", "recipe", "pretrain_steps", "batch_size", "lr", "lr_steps", "warmup")
-_REPEATED += ("clip", "flip", "amp", "seed")
+_REPEATED += ("clip", "augment", "amp", "seed")
 
 
 def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:

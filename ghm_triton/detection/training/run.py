@@ -8,7 +8,8 @@ import warnings
 
 import torch
 
-from ..data.coco import CocoBoxes, Flipped
+from ..data.augment import Augmented
+from ..data.coco import CocoBoxes
 from ..data.split_files import locate_split
 from ..losses import LossOptions, use_losses
 from ..models.builder import build_model
@@ -131,7 +132,7 @@ class Run:
         while trainer.epoch < options.epochs or self._lacks_evaluation():
             start = time.perf_counter()
             if not self._lacks_evaluation():
-                data = Flipped(self.train_data, probability=options.flip, seed=options.seed, epoch=trainer.epoch)
+                data = Augmented(self.train_data, options.augment, seed=options.seed, epoch=trainer.epoch)
                 trainer.train_epoch(
                     data,
                     batch=options.batch_size,
