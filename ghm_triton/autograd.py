@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .conventions import Population
+from .conventions import Population, kept_by_kernels, loss_shape
 from .options import Options
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.7
@@ -26,7 +26,7 @@ def differentiable_loss(
     """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     inputs, targets, weights = population
-    targets = [target.detach() for target in targets] if options.mu is None else targets
+    targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     options = options._replace(grad=wanted or _transformed(), update=options.update and not _recomputing())
@@ -87,13 +87,15 @@ def _run(triton: bool, options: Options, running_counts: Tensor | None, count: i
 
 
 def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
-    """Saves the gradients up to the incoming factor (eager), or the coefficients and the inputs (Triton)."""
+    """Saves the gradients up to the incoming factor (eager), or what the kernels kept and the inputs (Triton)."""
     ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
     ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
     ctx.set_materialize_grads(False)
     first = _losses(options, ctx.count)
     if triton:
-        ctx.save_for_backward(outputs[first], *population.inputs, *population.targets, *population.weights)
+        ctx.kept = kept_by_kernels(options)
+        kept = outputs[first : first + ctx.kept]
+        ctx.save_for_backward(*kept, *population.inputs, *population.targets, *population.weights)
     elif options.grad:
         ctx.save_for_backward(*outputs[first : first + ctx.count])
 
@@ -107,14 +109,15 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
         return found
     saved = ctx.saved_tensors  # read once: each access may run saved-tensor hooks, such as those of checkpointing
     if ctx.triton:
-        grads = _by_kernels(factors, _split(saved[1:], count), saved[0], options, any(wanted[count:]))
+        population = _split(saved[ctx.kept :], count)
+        grads = _by_kernels(factors, population, list(saved[: ctx.kept]), options, any(wanted[count:]))
     else:
         factors = factors if options.unreduced else factors * count
         grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors, strict=True)]
     for i, grad in enumerate(grads):
         if wanted[i]:
             found[i] = grad.to(ctx.dtypes[i])
-        if wanted[count + i] and options.mu is not None:
+        if wanted[count + i] and options.loss == "ghmr":
             found[count + i] = grad.neg().to(ctx.dtypes[count + i])
     if torch.is_grad_enabled():  # create_graph=True
         found = [grad if grad is None else _Once.apply(grad, saved[0]) for grad in found]
@@ -126,25 +129,24 @@ def _scaled(grad: Tensor, factor: Tensor | None, options: Options) -> Tensor:
     if factor is None:
         return torch.zeros_like(grad)
     if options.unreduced:  # the factor of an ignored element may be inf or NaN
+        factor = factor.unsqueeze(1) if options.loss == "cross_entropy" else factor
         return torch.where(grad == 0, 0.0, grad * factor)
     return grad * factor.expand_as(grad)  # vmap over 0 populations has no rule for a product with a number
 
 
 @torch.no_grad()
-def _by_kernels(factors, population: Population, coefficients: Tensor, options: Options, of_targets: bool):
+def _by_kernels(factors, population: Population, kept: list[Tensor], options: Options, of_targets: bool):
     inputs, targets, weights = population
-    if of_targets:  # which may be wider than inputs
+    if of_targets and options.loss == "ghmr":  # which may be wider than inputs
         inputs = [input.float() for input in inputs]
-    one = torch.ones((), device=coefficients.device)
-    like_factors = inputs if options.unreduced else [one]
+    shapes = [loss_shape(input, options) for input in inputs] if options.unreduced else [()]
     given = [
-        torch.zeros_like(like, dtype=torch.float32) if factor is None else factor.contiguous()
-        for like, factor in zip(like_factors, factors)
+        kept[0].new_zeros(shape) if factor is None else factor.contiguous() for shape, factor in zip(shapes, factors)
     ]
     batched = any(_batched(factor) for factor in given)
     if batched:
-        given = [torch.ones_like(like, dtype=torch.float32) for like in like_factors]
-    grads = torch.ops.ghm_triton.triton_gradient(given, inputs, targets, weights, coefficients, *options)
+        given = [kept[0].new_ones(shape) for shape in shapes]
+    grads = torch.ops.ghm_triton.triton_gradient(given, inputs, targets, weights, kept, *options)
     if batched:
         factors = factors if options.unreduced else factors * len(grads)
         grads = [_scaled(grad.float(), factor, options) for grad, factor in zip(grads, factors)]

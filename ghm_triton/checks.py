@@ -14,7 +14,8 @@ from .types import Reduction, Variant
 VARIANTS, REDUCTIONS = get_args(Variant), get_args(Reduction)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_BINS = 4096  # float32 norms resolve no finer regions: with 10,000 bins the loss is off by 5e-4
-NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+NUMBERS = (*FLOATS, torch.bool, *INDICES)
 
 
 class Names(NamedTuple):
@@ -68,7 +69,12 @@ def check_options(options: Options) -> Options:
     check_choice("reduction", options.reduction, REDUCTIONS)
     check_exponent(options.exponent)
     check_number("loss_weight", options.loss_weight, -math.inf, "finite")
-    floats = ("mu", "momentum", "exponent", "loss_weight")
+    if options.loss == "cross_entropy":
+        if not isinstance(options.ignore_index, int) or isinstance(options.ignore_index, bool):
+            got = f"{options.ignore_index!r} of type {type(options.ignore_index).__name__}"
+            raise TypeError(f"ignore_index must be an int, got {got}")
+        check_exponent(options.label_smoothing, name="label_smoothing")
+    floats = ("mu", "momentum", "exponent", "loss_weight", "label_smoothing")
     given = {name: getattr(options, name) for name in floats}
     return options._replace(**{name: float(value) for name, value in given.items() if value is not None})
 
@@ -109,11 +115,10 @@ def check_population(input, target, weight, *, class_index: bool, names: Names) 
     for i, x in enumerate(inputs):
         of_level = f"[{i}]" if isinstance(input, (tuple, list)) else ""
         name = names.input + of_level
-        if x.dtype not in FLOATS:
-            raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
+        check_floats(name, x)
         if x.dtype != inputs[0].dtype:
             raise TypeError(f"{name} must have the dtype of the first level, {inputs[0].dtype}, got {x.dtype}")
-        _check_device(name, x, "the first level", inputs[0].device)
+        check_device(name, x, "the first level", inputs[0].device)
         _check_target(names.target + of_level, targets[i], x, class_index, names.input)
         if (targets[i].dim() < x.dim()) != (targets[0].dim() < inputs[0].dim()):
             raise ValueError(f"{names.target} must hold class indices for all levels or for none, got both kinds")
@@ -137,20 +142,29 @@ def _levels(name: str, value, input=None, count: int | None = None, of: str = ""
         raise ValueError(f"{name} must have as many levels as {of}, {count}, got {len(levels)}")
     for i, level in enumerate(levels):
         where = f"{name}[{i}]" if of_levels else name
-        if not isinstance(level, Tensor):
-            raise TypeError(f"{where} must be a tensor, got {type(level).__name__}")
-        if level.layout != torch.strided or level.is_nested:
-            kind = "a nested tensor" if level.is_nested else f"the layout {level.layout}"
-            raise TypeError(f"{where} must be a dense tensor (torch.strided), got {kind}")
-        if hasattr(level, "device_mesh"):
-            raise TypeError(
-                f"{where} must be a plain tensor, got a DTensor: "
-                "pass its to_local() with process_group=, or its full_tensor()"
-            )
+        check_dense(where, level)
     return levels
 
 
-def _check_device(name: str, tensor: Tensor, of: str, device: torch.device) -> None:
+def check_dense(name: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"the layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor (torch.strided), got {kind}")
+    if hasattr(value, "device_mesh"):
+        raise TypeError(
+            f"{name} must be a plain tensor, got a DTensor: "
+            "pass its to_local() with process_group=, or its full_tensor()"
+        )
+
+
+def check_floats(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+
+
+def check_device(name: str, tensor: Tensor, of: str, device: torch.device) -> None:
     if tensor.device != device:
         raise ValueError(f"{name} must be on the device of {of}, {device}, got {tensor.device}")
 
@@ -163,7 +177,7 @@ def _check_number_type(name: str, tensor: Tensor) -> None:
 
 
 def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool, of: str) -> None:
-    _check_device(name, target, of, input.device)
+    check_device(name, target, of, input.device)
     _check_number_type(name, target)
     if class_index and not (target.is_floating_point() or target.is_complex()) and target.dim() < input.dim():
         if target.dtype == torch.bool:
@@ -179,7 +193,7 @@ def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool, o
 
 
 def _check_weight(name: str, weight: Tensor, input: Tensor, of: str) -> None:
-    _check_device(name, weight, of, input.device)
+    check_device(name, weight, of, input.device)
     _check_number_type(name, weight)
     if weight.shape != input.shape and not (input.dim() and weight.shape == input.shape[:-1]):
         other = f" or {_index_shape(input)}" if input.dim() else ""

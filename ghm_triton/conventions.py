@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .options import Options
+
 FORGOTTEN = 1e-6  # elements: in evaluation, a smaller average counts as that of a region never seen
 
 
@@ -57,6 +59,16 @@ class Population(NamedTuple):
 def state_size(bins: int, variant: str) -> int:
     """Size of running_counts: one moving average per region, followed by that of the constant 1 for "paper"."""
     return bins + 1 if variant == "paper" else bins
+
+
+def loss_shape(input: Tensor, options: Options) -> torch.Size:
+    """The shape of the losses of a level before their reduction: one per element, or one per row of classes."""
+    return input.shape[:1] + input.shape[2:] if options.loss == "cross_entropy" else input.shape
+
+
+def kept_by_kernels(options: Options) -> int:
+    """The number of tensors that the kernels' forward pass keeps for the gradient, the coefficients first."""
+    return 4 if options.loss == "cross_entropy" else 1
 
 
 def slots_of_kernels(bins: int) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .autograd import differentiable_loss
 from .backend import use_triton
 from .checks import Names, check_mu, check_options, check_population, check_running_counts
+from .conventions import Population
 from .distributed import group_name
 from .options import Options
 from .types import Backend, CallOptions, Levels, Reduction, RegressionOptions, Variant
@@ -204,12 +205,24 @@ def checked_loss(
     """
     names = names or Names()
     options = check_options(options)
-    population = check_population(input, target, weight, class_index=options.mu is None, names=names)
+    population = check_population(input, target, weight, class_index=options.loss == "ghmc", names=names)
+    losses = harmonized_losses(population, running_counts, options, backend, process_group, names)
+    return tuple(losses) if options.unreduced and isinstance(input, (tuple, list)) else losses[0]
+
+
+def harmonized_losses(
+    population: Population,
+    running_counts: Tensor | None,
+    options: Options,
+    backend: Backend | None,
+    process_group: "torch.distributed.ProcessGroup | None",
+    names: Names,
+) -> list[Tensor]:
+    """[loss], or the losses of each level for "none". Options and population are taken as checked."""
     first = population.inputs[0]
     check_running_counts(running_counts, options, first.device, names)
     triton = use_triton(backend, first.device, first.dtype, options.bins)
     group = group_name(process_group)
     shares = 1 if process_group is None or options.unreduced else process_group.size()
     options = options._replace(loss_weight=options.loss_weight * shares, group=group)
-    losses = differentiable_loss(population, running_counts, options, triton=triton)
-    return tuple(losses) if options.unreduced and isinstance(input, (tuple, list)) else losses[0]
+    return differentiable_loss(population, running_counts, options, triton=triton)

@@ -28,7 +28,7 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
     return moved if moved.dtype == original.dtype else original.to(moved.device)
 
 
-class _HarmonizedLoss(Fp32Buffers):
+class HarmonizedLoss(Fp32Buffers):
     """Each setting is an attribute with the name of its argument. Each call reads them."""
 
     bins: int
@@ -76,12 +76,13 @@ class _HarmonizedLoss(Fp32Buffers):
             Tensor or tuple[Tensor, ...]: A scalar, or for reduction "none" a tensor of the shape of `input`, or one
             per level. float32, or float64 for float64 `input`.
         """
+        group, state = world(self.sync), self.running_counts
+        return checked_loss(input, target, weight, state, self.options(), backend=self.backend, process_group=group)
+
+    def options(self) -> Options:
+        """The current settings, and whether a call updates the state."""
         options = Options(**{name: getattr(self, name) for name in SETTINGS})
-        options = options._replace(update=self.training or options.mmdet)
-        group = world(self.sync)
-        return checked_loss(
-            input, target, weight, self.running_counts, options, backend=self.backend, process_group=group
-        )
+        return options._replace(update=self.training or options.mmdet)
 
     def density(self) -> Density:
         """The density of the gradient norm in the state of the loss, and the harmonizing weights that follow from it.
@@ -107,7 +108,7 @@ class _HarmonizedLoss(Fp32Buffers):
                 "momentum must be positive for density(), which reads the moving average, got 0 "
                 "(with momentum=0.01 the average is nearly the counts of the last call)"
             )
-        return density_of(self.running_counts, Options(**{name: getattr(self, name) for name in SETTINGS}))
+        return density_of(self.running_counts, self.options())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         came = local_metadata.get("variant", self.variant)
@@ -121,12 +122,12 @@ class _HarmonizedLoss(Fp32Buffers):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
 
 
-def _note_variant(module: _HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
+def _note_variant(module: HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
     """The counts of the two variants differ in meaning, even where they have the same shape."""
     metadata["variant"] = module.variant
 
 
-class GHMCLoss(_HarmonizedLoss):
+class GHMCLoss(HarmonizedLoss):
     r"""Gradient harmonizing classification loss, GHM-C, times `loss_weight`. The module keeps the moving average.
 
     .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE(x_i, t_i), \quad \beta_i = \frac{N}{S_{j(i)} M}, \quad
@@ -190,7 +191,7 @@ class GHMCLoss(_HarmonizedLoss):
         super().__init__(options, backend, sync)
 
 
-class GHMRLoss(_HarmonizedLoss):
+class GHMRLoss(HarmonizedLoss):
     r"""Gradient harmonizing regression loss, GHM-R, times `loss_weight`. The module keeps the moving average.
 
     .. math:: L = \frac{1}{N} \sum_i \beta_i \, ASL_1(d_i), \quad ASL_1(d) = \sqrt{d^2 + \mu^2} - \mu, \quad

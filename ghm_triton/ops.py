@@ -1,14 +1,15 @@
 """The operators: schemas, implementations, fakes for tracing, and rules for vmap. ghm_triton.autograd adds derivatives.
 
-    eager_loss        GHM-C (mu None) or GHM-R by ghm_triton.eager, on any device
+    eager_loss        GHM-C, GHM-R or GHM cross entropy (`Options.loss`) by ghm_triton.eager, on any device
     triton_loss       the same loss by the kernels
-    triton_gradient   its gradients with respect to `inputs`, from the incoming `grads` and the coefficients
+    triton_gradient   its gradients with respect to `inputs`, from the incoming `grads` and what the loss `kept`
 
 Lists hold one tensor per level; `weights` may be empty. The losses return the loss, or the losses of each level for
 "none". The inputs of the gradient follow: the gradients themselves for eager_loss with `grad`, the coefficients for
-triton_loss. The new running_counts come last, if there are any and `update` is set. The options are separate arguments
-in the order of ghm_triton.options. The operators of the kernels take contiguous tensors, and on the CPU they run in
-Triton's interpreter.
+triton_loss, and for cross entropy the maximum, the factor of exp(input - maximum) and the slot of each row after them.
+The new running_counts come last, if there are any and `update` is set. The options are separate arguments in the order
+of ghm_triton.options. The operators of the kernels take contiguous tensors, and on the CPU they run in Triton's
+interpreter.
 
 eager_loss is opaque to torch.compile. Its choices depend on data (which blocks are easy) and would break a traced
 graph; without them the compiled code is slower than the plain call.
@@ -18,7 +19,7 @@ import torch
 
 from . import eager
 from .backend import kernels
-from .conventions import Population, compute_dtype, slots_of_kernels
+from .conventions import Population, compute_dtype, loss_shape, slots_of_kernels
 from .interpreter import interpreted
 from .options import SCHEMA, Options
 
@@ -26,7 +27,7 @@ _POPULATION = "Tensor[] inputs, Tensor[] targets, Tensor[] weights"
 library = torch.library.Library("ghm_triton", "DEF")
 library.define(f"eager_loss({_POPULATION}, Tensor? running_counts, {SCHEMA}) -> Tensor[]")
 library.define(f"triton_loss({_POPULATION}, Tensor? running_counts, {SCHEMA}) -> Tensor[]")
-library.define(f"triton_gradient(Tensor[] grads, {_POPULATION}, Tensor coefficients, {SCHEMA}) -> Tensor[]")
+library.define(f"triton_gradient(Tensor[] grads, {_POPULATION}, Tensor[] kept, {SCHEMA}) -> Tensor[]")
 
 
 def _eager_loss(inputs, targets, weights, running_counts, *options):
@@ -37,8 +38,8 @@ def _triton_loss(inputs, targets, weights, running_counts, *options):
     return kernels.launch_loss(Population(inputs, targets, weights), running_counts, Options(*options))
 
 
-def _triton_gradient(grads, inputs, targets, weights, coefficients, *options):
-    return kernels.launch_gradient(grads, Population(inputs, targets, weights), coefficients, Options(*options))
+def _triton_gradient(grads, inputs, targets, weights, kept, *options):
+    return kernels.launch_gradient(grads, Population(inputs, targets, weights), kept, Options(*options))
 
 
 library.impl("eager_loss", _eager_loss, "CompositeExplicitAutograd")
@@ -51,7 +52,7 @@ if kernels is not None:
 
 def _fake_loss(inputs, running_counts, options, kept):
     dtype = compute_dtype(inputs[0].dtype)
-    losses = [input.new_empty(input.shape if options.unreduced else (), dtype=dtype) for input in inputs]
+    losses = [input.new_empty(loss_shape(input, options) if options.unreduced else (), dtype=dtype) for input in inputs]
     state = [torch.empty_like(running_counts)] if options.update and running_counts is not None else []
     return (losses if options.unreduced else losses[:1]) + kept + state
 
@@ -65,10 +66,14 @@ def _fake_eager_loss(inputs, targets, weights, running_counts, *options):
 def _fake_triton_loss(inputs, targets, weights, running_counts, *options):
     options = Options(*options)
     coefficients = inputs[0].new_empty(slots_of_kernels(options.bins), dtype=torch.float32)
-    return _fake_loss(inputs, running_counts, options, [coefficients])
+    kept = [coefficients]
+    if options.loss == "cross_entropy":
+        shape = loss_shape(inputs[0], options)
+        kept += [inputs[0].new_empty(shape, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int16)]
+    return _fake_loss(inputs, running_counts, options, kept)
 
 
-def _fake_triton_gradient(grads, inputs, targets, weights, coefficients, *options):
+def _fake_triton_gradient(grads, inputs, targets, weights, kept, *options):
     return [torch.empty_like(input) for input in inputs]
 
 

@@ -10,6 +10,7 @@ _SCHEMA_TYPES = {
     float: "float",
     Variant: "str",
     Reduction: "str",
+    int | None: "int?",
     float | None: "float?",
     str | None: "str?",
 }
@@ -19,9 +20,10 @@ class Options(NamedTuple):
     """The settings of a loss, followed by the options that change between calls.
 
     Attributes:
-        mu: The transition point of ASL1, or None for GHM-C.
+        mu: The transition point of ASL1, or None for the losses other than GHM-R.
         bins, momentum, variant, reduction, exponent: See :func:`ghm_triton.ghmc_loss`.
         loss_weight: A factor of the loss.
+        ignore_index, label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`. None for the other losses.
         update: Whether this call updates the moving average.
         grad: Whether the caller may ask for a gradient.
         group: The name of the process group that shares the density, or None.
@@ -34,9 +36,18 @@ class Options(NamedTuple):
     reduction: Reduction
     exponent: float = 1.0
     loss_weight: float = 1.0
+    ignore_index: int | None = None
+    label_smoothing: float | None = None
     update: bool = True
     grad: bool = False
     group: str | None = None
+
+    @property
+    def loss(self) -> str:
+        """Which loss this is: "ghmc", "ghmr" or "cross_entropy"."""
+        if self.ignore_index is not None:
+            return "cross_entropy"
+        return "ghmc" if self.mu is None else "ghmr"
 
     @property
     def mmdet(self) -> bool:

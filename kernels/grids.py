@@ -65,3 +65,38 @@ def touched_anchors(level: Level, tile: Tile) -> int:
     """A power of two, at least the number of anchors that a tile can touch."""
     whole = tile.block % level.columns == 0
     return triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2))
+
+
+class RowTile(NamedTuple):
+    """The rows of logits and the classes of them that a program takes at once, and its warps."""
+
+    rows: int
+    block: int
+    warps: int
+
+    def count(self, level: Level) -> int:
+        """The tiles of all rows, each with as many blocks of classes as it takes."""
+        outer, inner = level.input.shape[0], level.input.shape[2:].numel()
+        return triton.cdiv(outer, self.rows) if level.input.dim() == 2 else outer * triton.cdiv(inner, self.rows)
+
+
+def row_tile(level: Level, options: Options) -> RowTile:
+    """For logits [A, C] or [A, C, S]. One warp: its rows are reduced in registers, and nothing waits at a barrier."""
+    columns, vector = level.input.shape[1], 16 // level.input.element_size()
+    if level.input.dim() == 2:
+        block = min(triton.next_power_of_2(columns), 32 * LANES)
+        return RowTile(min(32 * LANES // block, 4 * LANES), block, 1)
+    inner = level.input.shape[2:].numel()
+    rows = min(vector * LANES, triton.next_power_of_2(inner))
+    block = 2 if reads_whole_rows(level, options) else 4  # more would spill
+    return RowTile(rows, min(block, triton.next_power_of_2(columns)), 1)
+
+
+def reads_whole_rows(level: Level, options: Options) -> bool:
+    """Whether the gradient norm of a row takes all its classes, not only that of the class index."""
+    return options.label_smoothing > 0 or not level.class_index
+
+
+def row_programs(level: Level, options: Options) -> int:
+    """Programs that count the rows: one per tile, at most as many as are resident at once."""
+    return min(row_tile(level, options).count(level), resident_programs(level.input.device))

@@ -2,6 +2,7 @@
 
     exp_nonpositive(x) = exp(x),       x <= 0         relative error below 2e-7; 1 at 0, and 0 below -88
     log1p_unit(e)      = log(1 + e),   0 <= e <= 1    relative error below 2e-7
+    log_from_1(u)      = log(u),       1 <= u         relative error below 2e-7
     log1p_small(e)     = log(1 + e),   0 <= e <= 1/28 relative error below 2e-7
     reciprocal(1 + e)  = 1 / (1 + e),  0 <= e <= 1    relative error below 2e-7; 1/2 at 1
 
@@ -46,6 +47,16 @@ def log1p_unit(e):
     p = p * e + 0.33323519531025
     p = p * e - 0.49999776378632
     return (p * e + 1.0) * e
+
+
+@triton.jit
+def log_from_1(u):
+    """log(u) = n * ln 2 + log(m), u = 2^n * m, 1 <= m < 2, for u >= 1; NaN for 0 and NaN."""
+    bits = u.to(tl.int32, bitcast=True)
+    n = (bits >> 23) - 127
+    m = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    log = n.to(tl.float32) * 0.6931471805599453 + log1p_unit(m - 1.0)
+    return tl.where(u > 0, log, float("nan"))
 
 
 @triton.jit

@@ -32,12 +32,19 @@ def load_tile(pointer, start, n, lane):
 @triton.jit
 def store_tile(pointer, start, n, lane, tile):
     """Writes the part of the fp32 tile before the end, rounded to the type of the pointer."""
-    if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
-        tile = _round_to_bfloat16(tile)
+    tile = round_to(tile, pointer.dtype.element_ty)
     if start + lane.shape[0] <= n:
-        tl.store(pointer + start + lane, tile.to(pointer.dtype.element_ty))
+        tl.store(pointer + start + lane, tile)
     else:
-        tl.store(pointer + start + lane, tile.to(pointer.dtype.element_ty), mask=start + lane < n)
+        tl.store(pointer + start + lane, tile, mask=start + lane < n)
+
+
+@triton.jit
+def round_to(tile, TYPE: tl.constexpr):
+    """An fp32 tile in TYPE, rounded to the nearest."""
+    if INTERPRETED and TYPE == tl.bfloat16:
+        tile = _round_to_bfloat16(tile)
+    return tile.to(TYPE)
 
 
 @triton.jit

@@ -120,9 +120,9 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     mu, coefficients = 0.02 if kind == "boxes" else None, torch.linspace(0.1, 1, 32)
     options = Options(mu, bins, 0.0, "paper", "mean")
     whole = Population([x], [target], [weight])
-    (grad,) = launch.launch_gradient([torch.ones(())], whole, coefficients, options)
+    (grad,) = launch.launch_gradient([torch.ones(())], whole, [coefficients], options)
     part = Population([small], [labels if kind == "index" else aim], [few])
-    (expected,) = launch.launch_gradient([torch.ones(())], part, coefficients, options)
+    (expected,) = launch.launch_gradient([torch.ones(())], part, [coefficients], options)
     done = x.numel() % grids.ELEMENTWISE.block + grids.ELEMENTWISE.block
     kept = min(done, tail * 80)
     assert_close(grad.view(-1)[-kept:], expected.view(-1)[-kept:].double(), 0)

@@ -155,7 +155,7 @@ def test_launches_need_no_value_of_the_device(mu, reduction, recorded):
         population = Population([x], [target], [weight])
         options = Options(mu, bins, 0.5, "paper", reduction)
         losses, coefficients, new = kernels.launch_loss(population, state, options)
-        (grad,) = kernels.launch_gradient([losses], population, coefficients, options)
+        (grad,) = kernels.launch_gradient([losses], population, [coefficients], options)
         assert grad.shape == x.shape and grad.device.type == "cuda" and new.shape == state.shape
         with pytest.raises(DataDependentOutputException):
             losses.sum().item()

@@ -38,7 +38,9 @@ def test_every_kernel_compiles_without_spills(report, target):
     """A kernel that outgrows its registers goes to memory for them, at several times the cost."""
     rows = report[report.target == target]
     assert set(rows.kernel) == {
-        f"_{loss}_{step}_kernel" for loss in ("ghmc", "ghmr") for step in ("accumulate", "gradient", "weigh")
+        f"_{loss}_{step}_kernel"
+        for loss in ("ghmc", "ghmr", "cross_entropy")
+        for step in ("accumulate", "gradient", "weigh")
     } | {"_fold_kernel", "_harmonize_kernel"}
     assert rows[rows.spills > 0].empty
     assert rows.registers.max() <= 168  # 3 programs of 128 threads per multiprocessor
@@ -47,7 +49,7 @@ def test_every_kernel_compiles_without_spills(report, target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_contiguous_tensors_move_16_bytes_at_a_time(report, target):
     """Masks and unknown alignment cut accesses to single elements; a full tile must not have them."""
-    rows = report[report.target == target]
+    rows = report[(report.target == target) & ~report.configuration.str.contains("softmax of 10 ")]  # rows of 40 bytes
     assert (rows.load_bytes == 16).all()
     assert (rows[rows.kernel.str.contains("gradient|weigh")].store_bytes == 16).all()
 
@@ -63,6 +65,8 @@ def test_three_launches_for_forward_and_backward(report):
     rows = report[report.target == "sm_90"].set_index("configuration").launches_of_the_call
     assert set(rows["float32 class index"]) == set(rows["float32 deltas, element weight, mmdet"]) == {3}
     assert set(rows["float32 class index, five levels"]) == {5 + 2 + 5}
+    softmax = rows[rows.index.str.contains("softmax") & ~rows.index.str.endswith("none")]
+    assert len(softmax) and (softmax <= 4).all()
 
 
 def test_easy_tiles_cost_little(report):

@@ -10,7 +10,7 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from compare import logits
-from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
 from tolerances import LOSS
 
@@ -76,6 +76,7 @@ def check_backends(rank, size):
         check_functions(rank, size, backend)
         check_levels_and_nan(rank, size, backend)
         check_collectives(rank, size, backend)
+        check_cross_entropy(rank, size, backend)
 
 
 def check_functions(rank, size, backend):
@@ -124,6 +125,20 @@ def check_levels_and_nan(rank, size, backend):
     loss.backward()
     assert loss.isnan() == (rank == 0) and poisoned.grad.isnan().sum() == (rank == 0)
     assert state[:30].sum() == (x.numel() - 1) / 2
+
+
+def check_cross_entropy(rank, size, backend):
+    """One density over the examples of all processes, and the state."""
+    x, labels, _ = problem(size, "c")
+    one, several = (GHMCrossEntropyLoss(exponent=0.5, backend=backend, sync=sync) for sync in (False, True))
+    labels = torch.where(labels < 0, -100, labels)
+    for _ in range(2):
+        whole, mine = x.clone().requires_grad_(), part(x, rank, size).clone().requires_grad_()
+        expected, got = one(whole, labels), several(mine, part(labels, rank, size))
+        expected.backward(), got.backward()
+        torch.testing.assert_close(averaged(got), expected.detach(), rtol=LOSS * 5, atol=0)
+        torch.testing.assert_close(mine.grad / size, part(whole.grad, rank, size), rtol=EXACT, atol=1e-9)
+        assert torch.equal(one.running_counts, several.running_counts)
 
 
 class Head(torch.nn.Module):

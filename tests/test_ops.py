@@ -27,7 +27,7 @@ def arguments(name, loss, reduction="mean"):
     options = Options(mu, 10, 0.5, "paper", reduction, exponent=0.5, grad=True)
     if name == "triton_gradient":
         grad = torch.ones_like(x) if reduction == "none" else torch.ones((), device=DEVICE)
-        return [grad], *population, torch.rand(16, device=DEVICE), *options
+        return [grad], *population, [torch.rand(16, device=DEVICE)], *options
     return *population, torch.zeros(11, device=DEVICE), *options
 
 

@@ -1,8 +1,8 @@
-"""GHM-C and GHM-R in plain PyTorch: the CPU path, and the operator `ghm_triton::eager_loss`.
+"""The losses in plain PyTorch: the CPU path, and the operator `ghm_triton::eager_loss`.
 
-    ghmc.py, ghmr.py   norm, loss and residual of the elements; counts per region
-    harmonize.py       coefficients and moving average from the counts
-    levels.py          the parts that the levels of both losses share
+    ghmc.py, ghmr.py, cross_entropy.py   norm, loss and residual; counts per region
+    harmonize.py                         coefficients and moving average from the counts
+    levels.py                            the parts that the levels of all losses share
 
 There are two passes. The first counts the elements of each region. The counts of all levels give one coefficient per
 region, with which the second pass weighs losses and gradients. ghm_triton.kernels has the same layout. The arguments
@@ -15,9 +15,12 @@ from torch import Tensor
 from ..conventions import Population
 from ..distributed import all_reduce
 from ..options import Options
+from .cross_entropy import CrossEntropyLevel
 from .ghmc import measure_ghmc
 from .ghmr import measure_ghmr
 from .harmonize import harmonize
+
+_MEASURES = {"ghmc": measure_ghmc, "ghmr": measure_ghmr, "cross_entropy": CrossEntropyLevel}
 
 
 @torch.no_grad()
@@ -27,10 +30,10 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
 
     Losses and gradients are fp32, or fp64 for fp64 inputs.
     """
-    measure = measure_ghmc if options.mu is None else measure_ghmr
+    measure = _MEASURES[options.loss]
     levels = [measure(level, options) for level in population.levels()]
     counts = sum(level.counts for level in levels).double()
-    by_weight = options.mmdet and options.mu is not None and population.weights
+    by_weight = options.mmdet and options.loss == "ghmr" and population.weights
     total = _sum_of_weights(population) if by_weight else counts[: options.bins + 1].sum()
     numbers = torch.cat([counts[: options.bins], total[None]])
     density, total = all_reduce(numbers, options.group).split([options.bins, 1])

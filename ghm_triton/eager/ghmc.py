@@ -64,7 +64,6 @@ class ClassIndexLevel(MeasuredLevel):
         padding = -size % BLOCK
         self.norm = torch.empty(size + padding, dtype=self.dtype, device=self.input.device)
         self.norm[size:] = 0
-        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
         self.counts[0] -= padding
         self.found = [self._measure(*chunk) for chunk in self._split(self._positives(level.target))]
 

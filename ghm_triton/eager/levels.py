@@ -17,10 +17,9 @@ BLOCK = 32  # elements that ClassIndexLevel takes as one; chunks are multiples o
 
 
 class MeasuredLevel:
-    """The base of both kinds of levels."""
+    """The base of all kinds of levels."""
 
     chunk = 1 << 20  # elements: 4 MB of fp32 stay in the cache, and hide the cost of each call
-    counts: Tensor
 
     def __init__(self, level: Level, options: Options):
         self.grad, self.unreduced, self.bins = options.grad, options.unreduced, options.bins
@@ -35,6 +34,8 @@ class MeasuredLevel:
         self.edges = torch.full((self.bins + 2,), torch.inf, dtype=self.dtype, device=level.input.device)
         self.edges[: self.bins] = region_edges(self.bins, level.input.device)[:-1]
         self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(self.bins)
+        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=self.input.device)
+        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
 
     def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         """(loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
@@ -62,6 +63,18 @@ class MeasuredLevel:
             slots += (norm >= lookup(self.edges, slots + 1)).to(torch.int32)
         return slots
 
+    def add(self, slots: Tensor, losses: Tensor) -> None:
+        """Adds elements to `counts`, and their losses to `sums` unless the losses stay unreduced."""
+        flat = slots.reshape(-1)
+        self.counts += torch.bincount(flat, minlength=self.bins + 2)
+        if not self.unreduced:
+            self.sums += torch.bincount(flat, weights=losses.reshape(-1).double(), minlength=self.bins + 2)
+
+    def total(self, coefficients: Tensor) -> Tensor:
+        """The weighted sum of the losses, fp64 []."""
+        counted = self.sums[: self.ignored]
+        return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum()
+
 
 class ElementLevel(MeasuredLevel):
     """A level with one target per element. `terms`: (inputs, targets) to (gradient norm, loss, residual).
@@ -79,8 +92,6 @@ class ElementLevel(MeasuredLevel):
         self.grads = self._new(self.dtype) if self.grad else None
         small = self.bins + 2 < 256
         self.slots = self._new(torch.uint8 if small else torch.int32) if self.grad or self.unreduced else None
-        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=self.input.device)
-        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
         target = level.target.reshape(-1, self.columns)
         for rows in self.chunks():
             self._measure(rows, *terms(self.input[rows].to(self.dtype), target[rows].to(self.dtype)))
@@ -92,16 +103,13 @@ class ElementLevel(MeasuredLevel):
         slots = self.slots_of(norm)
         if self.weight is not None:
             slots.masked_fill_(self.is_ignored(rows), self.ignored)
-        flat = slots.reshape(-1)
-        self.counts += torch.bincount(flat, minlength=self.bins + 2)
+        self.add(slots, loss)
         if self.slots is not None:
             self.slots[rows] = slots
         if self.grads is not None:
             self.grads[rows] = residual
         if self.losses is not None:
             self.losses[rows] = loss
-        else:
-            self.sums += torch.bincount(flat, weights=loss.reshape(-1).double(), minlength=self.bins + 2)
 
     def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         for rows in self.chunks() if self.slots is not None else ():
@@ -115,8 +123,7 @@ class ElementLevel(MeasuredLevel):
         grads = None if self.grads is None else self.grads.view(self.shape)
         if self.losses is not None:
             return self.losses.view(self.shape), grads
-        counted = self.sums[: self.ignored]
-        return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum(), grads
+        return self.total(coefficients), grads
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import triton
 from ghm_triton.kernels import grids
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITFunction, KernelParam
 
 import ghm_triton
 
@@ -29,6 +29,7 @@ _TYPES = {
     torch.bfloat16: "*bf16",
     torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.int16: "*i16",
     torch.uint8: "*u8",
 }
 
@@ -47,14 +48,19 @@ class Launch(NamedTuple):
     @property
     def variant(self) -> tuple:
         """What the launcher specializes on: launches with the same variant share a compiled kernel."""
-        kinds = {
-            name: value.dtype if isinstance(value, torch.Tensor) else value
-            for name, value in self.arguments.items()
-            if isinstance(value, torch.Tensor)
-            or value is None
-            or self.kernel.params[self.kernel.arg_names.index(name)].is_constexpr
-        }
+        kinds = {parameter.name: _kind(parameter, self.arguments[parameter.name]) for parameter in self.kernel.params}
         return self.name, tuple(kinds.items()), tuple(self.options.items())
+
+
+def _kind(parameter: KernelParam, value):
+    """The dtype of a tensor, the value of a constant, and for an integer whether it is 1 or divisible by 16."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype
+    if parameter.is_constexpr or value is None:
+        return value
+    if isinstance(value, int) and not parameter.do_not_specialize:
+        return value == 1, value % 16 == 0
+    return type(value)
 
 
 def collect(call: Callable, target: GPUTarget) -> list[Launch]:
@@ -65,13 +71,14 @@ def collect(call: Callable, target: GPUTarget) -> list[Launch]:
         arguments = dict(zip(self.arg_names, args)) | {k: v for k, v in kwargs.items() if k in self.arg_names}
         launches.append(Launch(self, arguments, {k: v for k, v in kwargs.items() if k not in self.arg_names}))
 
-    run, tile = JITFunction.run, grids.ACCUMULATE
+    run, tile, lanes = JITFunction.run, grids.ACCUMULATE, grids.LANES
     JITFunction.run, grids.ACCUMULATE = record, grids.Tile(8 * target.warp_size, 1)
+    grids.LANES = target.warp_size
     triton.knobs.runtime.interpret = True  # lets the public functions take CPU tensors
     try:
         call()
     finally:
-        JITFunction.run, grids.ACCUMULATE = run, tile
+        JITFunction.run, grids.ACCUMULATE, grids.LANES = run, tile, lanes
         triton.knobs.runtime.interpret = False
     return launches
 
@@ -81,12 +88,15 @@ def compile_launch(launched: Launch, target: GPUTarget) -> CompiledKernel:
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launched.kernel.params):
         name, value = parameter.name, launched.arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
+        specialized = isinstance(value, int) and not (parameter.is_constexpr or parameter.do_not_specialize)
+        if parameter.is_constexpr or value is None or (specialized and value == 1):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(index,)] = _TYPES[value.dtype], [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
+            if specialized and value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launched.kernel, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=target, options=launched.options)
 
@@ -97,6 +107,7 @@ def configurations() -> Iterator[tuple[str, Callable]]:
         name = str(dtype).removeprefix("torch.")
         yield from ((f"{name} {use}", call) for use, call in _ghmc_calls(dtype).items())
         yield from ((f"{name} {use}", call) for use, call in _ghmr_calls(dtype).items())
+        yield from ((f"{name} {use}", call) for use, call in _cross_entropy_calls(dtype).items())
 
 
 def _ghmc_calls(dtype: torch.dtype) -> dict[str, Callable]:
@@ -122,3 +133,26 @@ def _ghmr_calls(dtype: torch.dtype) -> dict[str, Callable]:
         "deltas, element weight, mmdet": lambda: loss(deltas, target, weight, variant="mmdet").backward(),
         "deltas, none": lambda: loss(deltas, target, reduction="none").sum().backward(),
     }
+
+
+def _cross_entropy_calls(dtype: torch.dtype) -> dict[str, Callable]:
+    shapes = {
+        "softmax of 10 classes": (4096, 10),
+        "softmax of 1,000 classes": (4096, 1000),
+        "softmax of 128,256 classes": (64, 128256),
+        "softmax of 19 classes, channels second": (8, 19, 64, 64),
+    }
+    given = {name: torch.zeros(shape, dtype=dtype, requires_grad=True) for name, shape in shapes.items()}
+    labels = {name: torch.zeros(shape[0], *shape[2:], dtype=torch.int64) for name, shape in shapes.items()}
+    loss = functools.partial(ghm_triton.ghm_cross_entropy, backend="triton")
+    calls = {name: functools.partial(_backward, loss, x, labels[name]) for name, x in given.items()}
+    for name in ("softmax of 1,000 classes", "softmax of 19 classes, channels second"):
+        x, target = given[name], labels[name]
+        calls[f"{name}, smoothed"] = functools.partial(_backward, loss, x, target, label_smoothing=0.1)
+        calls[f"{name}, probabilities"] = functools.partial(_backward, loss, x, x.detach())
+        calls[f"{name}, none"] = functools.partial(_backward, loss, x, target, reduction="none")
+    return calls
+
+
+def _backward(loss: Callable, *args, **options) -> None:
+    loss(*args, **options).sum().backward()

@@ -158,20 +158,42 @@ def _blocks(instructions):
 
 
 def _input_loop(blocks):
-    """(first, last) index of the shortest loop with one of the widest loads, or None."""
+    """(first, last) index of the shortest loop with one of the widest loads, or None.
+
+    A jump back to code that does not lead to the jump again is no loop: masked loads on AMD may be laid out so.
+    """
     at = {block.start: index for index, block in enumerate(blocks)}
     widest = max(block.load for block in blocks)
     loops = [
         (at[target], index)
         for index, block in enumerate(blocks)
         for target in block.targets
-        if target in at and at[target] <= index and any(b.load == widest for b in blocks[at[target] : index + 1])
+        if target in at
+        and at[target] <= index
+        and any(b.load == widest for b in blocks[at[target] : index + 1])
+        and _leads_to(blocks, at, at[target], index)
     ]
     return min(loops, key=lambda loop: loop[1] - loop[0], default=None)
 
 
+def _leads_to(blocks, at, start, goal):
+    """Whether control can get from one block to another, through blocks between them in the code."""
+    seen, ahead = set(), [start]
+    while ahead:
+        index = ahead.pop()
+        if index == goal:
+            return True
+        if start <= index <= goal and index not in seen:
+            seen.add(index)
+            ahead += [at[target] for target in blocks[index].targets if target in at]
+    return False
+
+
 def _ways(blocks, loop):
-    """Instructions of the shortest and longest way forward through a widest load (and, without a loop, store)."""
+    """Instructions of the shortest and longest way forward through a widest load (and, without a loop, store).
+
+    If these lie on different ways, as masked accesses may, all ways are taken.
+    """
     first, last = loop or (0, len(blocks) - 1)
     inside = blocks[first : last + 1]
     needs = [max(block.load for block in inside)]
@@ -195,5 +217,5 @@ def _ways(blocks, loop):
                     if old is None
                     else (min(old[0], costs[0], key=Counter.total), max(old[1], costs[1], key=Counter.total))
                 )
-    complete = [costs for now, costs in ends if all(now)]
+    complete = [costs for now, costs in ends if all(now)] or [costs for _, costs in ends]
     return min((c for c, _ in complete), key=Counter.total), max((d for _, d in complete), key=Counter.total)

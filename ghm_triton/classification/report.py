@@ -1,0 +1,67 @@
+"""The table and the figure of the comparison."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from .losses import LOSSES
+
+TAIL = ["recall_7", "recall_8", "recall_9"]
+
+
+def means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per setting and loss: the mean and the standard deviation over the seeds, in percent.
+
+    Columns: accuracy, and tail, the mean recall of the three classes with the fewest training images.
+    """
+    rows = rows.assign(tail=rows[TAIL].mean(axis=1))
+    grouped = rows.groupby(["imbalance", "wrong_labels", "loss"], sort=False)[["accuracy", "tail"]]
+    return 100 * grouped.agg(["mean", "std"])
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A Markdown table: a line per setting, the accuracy and the recall of the tail of each loss."""
+    found = means(rows)
+    names = [name for name in LOSSES if name in set(rows["loss"])]
+    lines = ["| imbalance | wrong labels | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
+    for (imbalance, wrong), own in found.groupby(level=[0, 1]):
+        cells = []
+        for name in names:
+            if (imbalance, wrong, name) not in own.index:
+                cells.append("")
+                continue
+            row = own.loc[(imbalance, wrong, name)]
+            cells.append(f"{row['accuracy', 'mean']:.1f} ± {row['accuracy', 'std']:.1f} ({row['tail', 'mean']:.0f})")
+        lines.append(f"| {imbalance:g} | {wrong:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: pd.DataFrame, path: Path) -> None:
+    """Draws the accuracy and the recall of the tail over the imbalance, a panel per share of wrong labels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = means(rows)
+    shares = sorted(rows["wrong_labels"].unique())
+    figure, axes = pyplot.subplots(2, len(shares), figsize=(4 * len(shares), 7), squeeze=False, layout="constrained")
+    for line, (kind, label) in enumerate(
+        [("accuracy", "accuracy [%]"), ("tail", "recall of the 3 rarest classes [%]")]
+    ):
+        for column, share in enumerate(shares):
+            axis = axes[line][column]
+            for name in LOSSES:
+                own = found[(found.index.get_level_values(1) == share) & (found.index.get_level_values(2) == name)]
+                if own.empty:
+                    continue
+                x = own.index.get_level_values(0)
+                style = "--" if not name.startswith("GHM") else "-"
+                axis.errorbar(x, own[kind, "mean"], own[kind, "std"], fmt=style, marker="o", capsize=2, label=name)
+            axis.set(xscale="log", xlabel="imbalance", ylabel=label, title=f"{share:.0%} wrong labels")
+            axis.grid(alpha=0.3)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle("Accuracy on balanced test digits after training on a long tail and wrong labels")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

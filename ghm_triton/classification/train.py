@@ -1,0 +1,108 @@
+"""Compares losses of a softmax classifier on scikit-learn's digits with a long tail and with wrong labels.
+
+    python -m ghm_triton.classification.train --out classification.csv
+
+A row is appended after each run. Started again, the command continues where it stopped. It ends with a table and a
+figure beside the CSV. All losses share one small network, its start weights, the order of the batches and the
+optimizer's settings; none of these was tuned for a loss.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..detection.argument_types import real, whole
+from .digits import CLASSES, Split, load_split
+from .losses import LOSSES
+from .report import plot, table
+
+BATCH = 128
+HIDDEN = 64
+RATE = 3e-3
+WEIGHT_DECAY = 1e-2
+KEY = ["imbalance", "wrong_labels", "seed", "loss"]
+RECALLS = [f"recall_{rank}" for rank in range(CLASSES)]
+
+
+def train(split: Split, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, seed: int) -> nn.Module:
+    """A classifier of the training images after so many steps of BATCH images."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(split.train_images.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        batch = torch.randint(len(split.train_labels), (BATCH,))
+        value = loss(model(split.train_images[batch]), split.train_labels[batch])
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+@torch.no_grad()
+def scores(model: nn.Module, split: Split) -> dict[str, float]:
+    """The accuracy on the test images, and the recall of each class."""
+    right = model(split.test_images).argmax(1) == split.test_labels
+    recalls = [right[split.test_labels == rank].float().mean().item() for rank in range(CLASSES)]
+    return {"accuracy": right.float().mean().item(), **dict(zip(RECALLS, recalls))}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does the runs that have no row yet, and prints the table. Returns the exit code."""
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    columns = [*KEY, "steps", "accuracy", *RECALLS, "seconds", "torch"]
+    rows = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=columns)
+    done = set(rows[KEY].itertuples(index=False, name=None))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = itertools.product(range(options.seeds), options.imbalance, options.wrong_labels)
+    for seed, imbalance, wrong_labels in settings:
+        split = load_split(imbalance=imbalance, wrong_labels=wrong_labels, seed=seed)
+        for name in options.losses:
+            key = (imbalance, wrong_labels, seed, name)
+            if key in done:
+                continue
+            start = time.perf_counter()
+            model = train(split, LOSSES[name](), steps=options.steps, seed=seed)
+            row = dict(zip(KEY, key)) | {"steps": options.steps} | scores(model, split)
+            row |= {"seconds": time.perf_counter() - start, "torch": torch.__version__}
+            header = not options.out.exists()
+            pd.DataFrame([row], columns=columns).to_csv(
+                options.out, mode="a", header=header, index=False, float_format="%.6g"
+            )
+    rows = pd.read_csv(options.out)
+    print(table(rows))
+    image = options.out.with_suffix(".png")
+    plot(rows, image)
+    print(f"{len(rows)} rows in {options.out}, figure in {image}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    parser = argparse.ArgumentParser(
+        prog="python -m ghm_triton.classification.train", description=__doc__, formatter_class=Help
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("classification.csv"), help="CSV to write or to continue")
+    add("--imbalance", nargs="+", type=real(1), default=[1.0, 10.0, 100.0], help="first class to last class")
+    add("--wrong-labels", nargs="+", type=real(0, 1), default=[0.0, 0.2, 0.4], help="share of the training labels")
+    add("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS", help="names of losses")
+    add("--seeds", type=whole(1), default=10, help="runs per setting and loss")
+    add("--steps", type=whole(1), default=300, help=f"of {BATCH} images")
+    add("--threads", type=whole(1), default=1, help="of PyTorch")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""GHM for softmax classifiers: cross entropy with one harmonizing weight per example, as a function and as a module."""
+
+import torch
+from torch import Tensor
+
+from .checks import Names, check_options
+from .class_scores import check_examples
+from .distributed import world
+from .functional import harmonized_losses
+from .modules import HarmonizedLoss
+from .options import Options
+from .types import Backend, Reduction
+
+
+def ghm_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    bins: int = 30,
+    momentum: float = 0.0,
+    running_counts: Tensor | None = None,
+    exponent: float = 1.0,
+    reduction: Reduction = "mean",
+    backend: Backend | None = None,
+    process_group: "torch.distributed.ProcessGroup | None" = None,
+) -> Tensor:
+    r"""Gradient harmonizing cross entropy for softmax classifiers.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE_i, \quad CE_i = -\sum_c y_{ic} \log p_{ic}, \quad
+              j(i) = \text{unit region of } g_i = \frac{1}{2} \sum_c |p_{ic} - y_{ic}|
+
+    p is the softmax of the logits, y is the target distribution, and N is the number of examples that are not ignored.
+    g is half the L1 norm of p - y, the gradient of CE with respect to the logits. For a class index it is
+    :math:`1 - p_y`. beta is that of :func:`ghmc_loss` with the density of g over the N examples. Each example has one
+    weight, so the direction of its gradient does not change. With two classes the loss is GHM-C of the difference of
+    the two logits. The paper (Li, Liu, Wang, AAAI 2019) stops at two classes; this extension is ours. The harmonizing
+    weight beta is a constant: no gradient flows through it or to `target`.
+
+    The calling convention is that of :func:`torch.nn.functional.cross_entropy`. With ``bins=1`` or ``exponent=0`` the
+    values are the same too. Class weights are not supported: the density already sets the weight of each example, and
+    a second weight per class would undo the shares that it gives to the regions.
+
+    Args:
+        input: Logits of shape [C], [N, C] or [N, C, d1, ...], float32, float16, bfloat16 or float64.
+        target: Class indices of any integer dtype and shape [], [N] or [N, d1, ...]. Or probabilities in the shape of
+            `input`, floating point.
+        ignore_index: An example with this class index has no loss and no gradient, and is not counted. It must be
+            negative when `target` holds probabilities.
+        label_smoothing: In [0, 1]. y becomes (1 - label_smoothing) y + label_smoothing / C.
+        bins, momentum, running_counts, exponent, backend, process_group: See :func:`ghmc_loss` with
+            ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
+        reduction: "mean" (divides by N), "sum" or "none".
+
+    Returns:
+        Tensor: float32, or float64 for float64 `input`. A scalar for "mean" and "sum". For "none" the losses of the
+        examples, in the shape of class indices. The mean is 0, not NaN, if all examples are ignored.
+
+    Raises:
+        TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
+        IndexError: A class index is neither from 0 to C - 1 nor `ignore_index`. The Triton kernels do not raise,
+            because that would synchronize with the GPU: they ignore such an example.
+        RuntimeError: `backend` is "triton" where Triton cannot run.
+
+    Example:
+        >>> logits = torch.randn(32, 1000, requires_grad=True)
+        >>> labels = torch.randint(1000, (32,))
+        >>> ghm_cross_entropy(logits, labels, exponent=0.5).backward()
+    """
+    options = Options(
+        None, bins, momentum, "paper", reduction, exponent, ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
+    return _checked_loss(input, target, running_counts, options, backend, process_group)
+
+
+def _checked_loss(
+    input: Tensor,
+    target: Tensor,
+    running_counts: Tensor | None,
+    options: Options,
+    backend: Backend | None,
+    process_group: "torch.distributed.ProcessGroup | None",
+) -> Tensor:
+    """Checks all arguments, then computes the loss. The function and the module share it."""
+    options = check_options(options)
+    population, shape = check_examples(input, target, options)
+    loss = harmonized_losses(population, running_counts, options, backend, process_group, Names())[0]
+    return loss.view(shape) if options.unreduced else loss
+
+
+class GHMCrossEntropyLoss(HarmonizedLoss):
+    r"""Gradient harmonizing cross entropy for softmax classifiers, times `loss_weight`.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE_i, \quad CE_i = -\sum_c y_{ic} \log p_{ic}, \quad
+              j(i) = \text{unit region of } g_i = \frac{1}{2} \sum_c |p_{ic} - y_{ic}|
+
+    The module keeps the moving average of the density. :func:`ghm_triton.ghm_cross_entropy` is the same as a function
+    and explains the symbols.
+
+    Args:
+        ignore_index, label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`.
+        bins, momentum, loss_weight, reduction, backend, sync, exponent: See :class:`ghm_triton.GHMCLoss` with
+            ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
+
+    Shape:
+        - input: logits [C], [N, C] or [N, C, d1, ...].
+        - target: class indices [], [N] or [N, d1, ...], or probabilities in the shape of the input.
+        - output: a scalar, or the shape of class indices for reduction "none"; float32, or float64 for float64 input.
+
+    Attributes:
+        running_counts (Tensor or None): See :class:`ghm_triton.GHMCLoss`.
+
+    In `eval()` the module weighs with the state and does not update it, as :class:`ghm_triton.GHMCLoss` does.
+
+    Raises:
+        TypeError, ValueError: An argument is not as described.
+
+    Example:
+        >>> loss = GHMCrossEntropyLoss(exponent=0.5, label_smoothing=0.1)
+        >>> loss(torch.randn(32, 1000, requires_grad=True), torch.randint(1000, (32,))).backward()
+    """
+
+    ignore_index: int
+    label_smoothing: float
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        bins: int = 30,
+        momentum: float = 0.75,
+        loss_weight: float = 1.0,
+        reduction: Reduction = "mean",
+        backend: Backend | None = None,
+        sync: bool = False,
+        exponent: float = 1.0,
+    ):
+        options = Options(
+            None, bins, momentum, "paper", reduction, exponent, loss_weight, ignore_index, label_smoothing
+        )
+        super().__init__(options, backend, sync)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        """Computes the loss and, in training, updates `running_counts`.
+
+        Args:
+            input, target: See :func:`ghm_triton.ghm_cross_entropy`.
+
+        Returns:
+            Tensor: A scalar, or for reduction "none" the losses of the examples. float32, or float64 for float64
+            `input`.
+        """
+        return _checked_loss(input, target, self.running_counts, self.options(), self.backend, world(self.sync))

@@ -1,0 +1,132 @@
+"""GHM cross entropy: the gradient norm, loss and residual of a row of logits z with the target distribution y.
+
+    p = softmax(z),  CE = -sum_c y_c log p_c,  g = 1/2 sum_c |p_c - y_c|,  d CE / d z_c = p_c - y_c
+
+For a class index g is 1 - p_y. Where y does not sum to 1, its sum multiplies p, as in the derivative of CE.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..conventions import Level, loss_shape
+from ..options import Options
+from .levels import MeasuredLevel, lookup
+
+
+class _Shifted(NamedTuple):
+    """Logits and their maxima per row: log p = values - top - log_sum keeps its digits at any offset."""
+
+    values: Tensor
+    top: Tensor
+
+    def all(self) -> Tensor:
+        return self.values - self.top.unsqueeze(1)
+
+
+class CrossEntropyLevel(MeasuredLevel):
+    """Logits [A, C] or [A, C, S].
+
+    The gradient starts as the residuals, which replace the probabilities in place.
+    """
+
+    chunk = 1 << 17
+
+    def __init__(self, level: Level, options: Options):
+        super().__init__(level, options)
+        self.logits, self.target, self.class_index = level.input, level.target, level.class_index
+        self.classes = self.shape[1]
+        self.ignore_index, self.smoothing = options.ignore_index, options.label_smoothing
+        rows, new_empty = loss_shape(level.input, options), level.input.new_empty
+        self.grads = new_empty(self.shape, dtype=self.dtype) if self.grad else None
+        self.losses = new_empty(rows, dtype=self.dtype) if self.unreduced else None
+        self.slots = new_empty(rows, dtype=torch.int32) if self.grad or self.unreduced else None
+        for part in self._parts():
+            self._measure(*part)
+
+    def _parts(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """(index into the logits, index into the rows) of parts that stay in the cache."""
+        outer, inner = self.shape[0], self.shape[2:].numel()
+        most = max(1, self.chunk // self.classes)  # rows
+        inners = max(1, min(inner, most))
+        outers = max(1, most // inners)
+        for first in range(0, outer, outers):
+            rows = slice(first, first + outers)
+            if len(self.shape) == 2:
+                yield (rows,), (rows,)
+                continue
+            for start in range(0, inner, inners):
+                part = slice(start, start + inners)
+                yield (rows, slice(None), part), (rows, part)
+
+    def _measure(self, at: tuple[slice, ...], rows: tuple[slice, ...]) -> None:
+        logits = self.logits[at].to(self.dtype)
+        grads = None if self.grads is None else self.grads[at]
+        p = torch.softmax(logits, 1, out=grads)
+        log_sum = p.amax(1).log_().neg_()
+        logits = _Shifted(logits, logits.amax(1))
+        ignored = None
+        if self.class_index:
+            index, ignored = self._check(self.target[rows].long())
+            norm, loss = self._replace_by_index(p, index.unsqueeze(1), logits, log_sum)
+        else:
+            norm, loss = self._replace_by_distribution(p, self.target[at].to(self.dtype), logits, log_sum)
+        slots = self.slots_of(norm)
+        if ignored is not None:
+            slots.masked_fill_(ignored, self.ignored)
+            loss.masked_fill_(ignored, 0.0)
+            p.masked_fill_(ignored.unsqueeze(1), 0.0)
+        self.add(slots, loss)
+        if self.slots is not None:
+            self.slots[rows] = slots
+        if self.losses is not None:
+            self.losses[rows] = loss
+
+    def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(class indices, which of them are ignored or None); the ignored ones become 0."""
+        inside = (target >= 0) & (target < self.classes)
+        ignored = target == self.ignore_index
+        wrong = ~(inside | ignored)
+        if wrong.any():
+            raise IndexError(
+                f"target must hold class indices from 0 to {self.classes - 1} or ignore_index ({self.ignore_index}), "
+                f"got {target[wrong][0].item()}"
+            )
+        if not ignored.any():
+            return target, None
+        return target.masked_fill(ignored, 0), ignored
+
+    def _replace_by_index(self, p: Tensor, index: Tensor, logits: "_Shifted", log_sum: Tensor) -> tuple[Tensor, Tensor]:
+        """(gradient norm, loss) of class indices; p becomes the residual p - y."""
+        p_y = p.gather(1, index)
+        below = logits.values.gather(1, index).squeeze(1).sub_(logits.top)
+        if self.smoothing == 0:
+            p.scatter_(1, index, p_y - 1)
+            return 1 - p_y.squeeze(1), log_sum.sub_(below)
+        each = self.smoothing / self.classes
+        loss = log_sum - below.mul_(1 - self.smoothing) - logits.all().sum(1) * each
+        p.scatter_(1, index, p_y - (1 - self.smoothing)).sub_(each)
+        return p.abs().sum(1).div_(2), loss
+
+    def _replace_by_distribution(
+        self, p: Tensor, y: Tensor, logits: "_Shifted", log_sum: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(gradient norm, loss) of the distributions y; p becomes the residual p sum(y) - y."""
+        if self.smoothing != 0:
+            y = y * (1 - self.smoothing) + self.smoothing / self.classes
+        mass = y.sum(1)
+        loss = mass * log_sum - (logits.all() * y).masked_fill_(y == 0, 0.0).sum(1)
+        p.mul_(mass.unsqueeze(1)).sub_(y)
+        return p.abs().sum(1).div_(2), loss
+
+    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.slots is not None:
+            for at, rows in self._parts():
+                coefficient = lookup(coefficients, self.slots[rows])
+                if self.grads is not None:
+                    self.grads[at] *= coefficient.unsqueeze(1)
+                if self.losses is not None:
+                    self.losses[rows] *= coefficient
+        return self.total(coefficients) if self.losses is None else self.losses, self.grads

@@ -1,0 +1,407 @@
+"""GHM cross entropy: one harmonizing weight per row of logits.
+
+For a row of logits z_c with target distribution y_c (a class index, smoothed or not, or probabilities):
+
+    m, s     = max_c z_c, sum_c exp(z_c - m)         one read of the row, block by block
+    Y        = sum_c y_c                             1 but for probabilities that do not sum to 1
+    p_c      = exp(z_c - m) / s
+    g        = 1/2 * sum_c |p_c Y - y_c|             gradient norm; 1 - p_y for a class index
+    j        = unit region of g
+    R_j, L_j = number of rows, sum of CE = sum_c y_c (m + log(s) - z_c), over region j
+    loss     = sum_j coefficient_j * L_j             coefficients: kernels/harmonize.py
+    dz_c     = coefficient_j * (p_c Y - y_c) * grad  coefficients are constants of the step
+
+The forward pass keeps m, Y / s and the slot j of each row. The slots are those of ghmc.py: BINS for NaN, the last for
+ignored rows.
+The gradient norm of probabilities and of smoothed class indices takes a second read of the row, which is in the cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..conventions import Level, floor_misses_edges, loss_shape
+from ..options import Options
+from . import grids
+from .numerics import log_from_1, unit_region
+from .tiles import add_by_region, add_compensated, load_tile, round_to, store_tile
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # finite: -inf - -inf would be NaN
+
+
+@triton.jit
+def _rows_of(tile, n, space, COLUMNS: tl.constexpr, CONSECUTIVE: tl.constexpr, ROWS: tl.constexpr):
+    """(index, offset of class 0, whether it exists) of the ROWS rows of a tile, which do not cross a gap of S."""
+    lane = tl.arange(0, ROWS)
+    if CONSECUTIVE:
+        row = tl.cast(tile, tl.int64) * ROWS + lane
+        return row, row * COLUMNS, row < n
+    tiles = tl.cdiv(space, ROWS)
+    outer = tl.cast(tile // tiles, tl.int64)
+    inner = (tile % tiles) * ROWS + lane
+    return outer * space + inner, outer * space * COLUMNS + inner, inner < space
+
+
+@triton.jit
+def _block_at(offset, inside, first, space, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """(offsets, mask) of the classes first .. first + BLOCK - 1 of the rows, [ROWS, BLOCK]. space: 1 or a number."""
+    column = first + tl.arange(0, BLOCK)
+    mask = inside[:, None]
+    if COLUMNS % BLOCK != 0:
+        mask = mask & (column < COLUMNS)[None, :]
+    return offset[:, None] + (column * space)[None, :], mask
+
+
+@triton.jit
+def _load_block(pointer, offset, inside, first, space, OTHER, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """The logits, or the probabilities, of a block, fp32; OTHER where there is none."""
+    at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
+    return tl.load(pointer + at, mask=mask, other=OTHER).to(tl.float32)
+
+
+@triton.jit
+def _target_block(
+    target_ptr,
+    offset,
+    inside,
+    label,
+    first,
+    space,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y of a block of classes."""
+    column = first + tl.arange(0, BLOCK)
+    if CLASS_INDEX:
+        y = tl.where(column[None, :] == label[:, None], 1.0, 0.0)
+    else:
+        y = _load_block(target_ptr, offset, inside, first, space, 0.0, COLUMNS, BLOCK)
+    y = y * (1.0 - smoothing) + smoothing / COLUMNS
+    return tl.where((column < COLUMNS)[None, :], y, 0.0)
+
+
+@triton.jit
+def _load_labels(target_ptr, row, inside, ignore_index, COLUMNS: tl.constexpr, CLASS_INDEX: tl.constexpr):
+    """(class index int32, whether the row counts). An index outside 0 .. COLUMNS - 1 does not count."""
+    if CLASS_INDEX:
+        label = tl.load(target_ptr + row, mask=inside, other=-1).to(tl.int64)
+        counted = inside & (label != ignore_index) & (label >= 0) & (label < COLUMNS)
+        return tl.where(counted, label, 0).to(tl.int32), counted
+    return tl.zeros_like(row).to(tl.int32), inside
+
+
+@triton.jit(do_not_specialize=["n", "tiles", "ignore_index", "smoothing"])
+def _cross_entropy_accumulate_kernel(
+    input_ptr,
+    target_ptr,
+    maximum_ptr,
+    factor_ptr,
+    slot_ptr,
+    loss_ptr,
+    counts_ptr,
+    sums_ptr,
+    n,
+    tiles,
+    space,
+    ignore_index,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    BINS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    AT_EDGES: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    WHOLE_ROW: tl.constexpr,
+    CONSECUTIVE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Row program_id of counts and sums [programs, SLOTS], and what each row of logits keeps; tiles in stride programs.
+
+    WHOLE_ROW: whether g needs all classes (smoothing or probabilities), not only that of the class index.
+    """
+    if CONSECUTIVE:
+        space = 1
+    program = tl.program_id(0)
+    slots = tl.arange(0, SLOTS)
+    counts = tl.zeros([SLOTS], tl.int32)
+    total = tl.zeros([SLOTS], tl.float32)
+    error = tl.zeros([SLOTS], tl.float32)
+    for tile in range(program, tiles, tl.num_programs(0)):
+        row, offset, inside = _rows_of(tile, n, space, COLUMNS, CONSECUTIVE, ROWS)
+        label, counted = _load_labels(target_ptr, row, inside, ignore_index, COLUMNS, CLASS_INDEX)
+        maximum = tl.full([ROWS], LOWEST, tl.float32)
+        sum_exp = tl.zeros([ROWS], tl.float32)
+        mass = tl.zeros([ROWS], tl.float32)
+        for first in range(0, COLUMNS, BLOCK):
+            z = _load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
+            above = tl.maximum(maximum, tl.max(z, axis=1))
+            block_sum = tl.sum(tl.exp2((z - above[:, None]) * LOG2_E), axis=1)
+            sum_exp = sum_exp * tl.exp2((maximum - above) * LOG2_E) + block_sum
+            maximum = above
+            if not CLASS_INDEX:
+                y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, False, BLOCK)
+                mass += tl.sum(y, axis=1)
+        log_sum = log_from_1(sum_exp)
+        inverse = 1.0 / tl.where(counted, sum_exp, 1.0)
+        if CLASS_INDEX:
+            mass += 1.0
+        if WHOLE_ROW:
+            loss = mass * log_sum
+            norm = tl.zeros([ROWS], tl.float32)
+            for first in range(0, COLUMNS, BLOCK):
+                z = _load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
+                y = _target_block(
+                    target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK
+                )
+                below = z - maximum[:, None]
+                loss -= tl.sum(tl.where(y == 0, 0.0, y * below), axis=1)
+                p = tl.exp2(below * LOG2_E) * (mass * inverse)[:, None]
+                norm += 0.5 * tl.sum(tl.abs(p - y), axis=1)
+        else:
+            at_label = tl.load(input_ptr + offset + label.to(tl.int64) * space, mask=counted, other=0.0).to(tl.float32)
+            below = at_label - maximum
+            loss = log_sum - below
+            norm = 1.0 - tl.exp2(below * LOG2_E) * inverse
+        region = unit_region(tl.maximum(norm, 0.0), BINS, AT_EDGES)
+        region = tl.where(norm == norm, region, BINS)
+        region = tl.where(counted, region, SLOTS - 1)
+        loss = tl.where(counted, loss, 0.0)
+        tl.store(maximum_ptr + row, tl.where(counted, maximum, 0.0), mask=inside)
+        tl.store(factor_ptr + row, tl.where(counted, mass * inverse, 0.0), mask=inside)
+        tl.store(slot_ptr + row, region.to(tl.int16), mask=inside)
+        if loss_ptr is not None:
+            tl.store(loss_ptr + row, loss, mask=inside)
+        sums = tl.zeros([SLOTS], tl.float32)
+        if ROWS == 1:
+            hit = slots == tl.max(region, axis=0)
+            counts += hit.to(tl.int32)
+            sums += tl.where(hit, tl.max(loss, axis=0), 0.0)
+        else:
+            counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 0)
+        total, error = add_compensated(total, error, sums)
+    at = program.to(tl.int64) * SLOTS
+    tl.store(counts_ptr + at + slots, counts)
+    tl.store(sums_ptr + at + slots, total)
+
+
+@triton.jit
+def _write_gradient(
+    input_ptr,
+    target_ptr,
+    output_ptr,
+    offset,
+    inside,
+    counted,
+    label,
+    maximum,
+    factor,
+    scale,
+    first,
+    space,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    WHOLE_ROW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(p Y - y) * scale of a block of classes. Rows that are not counted are not read."""
+    z = _load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
+    p = tl.exp2((z - maximum[:, None]) * LOG2_E)
+    if WHOLE_ROW:
+        y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
+        output = (p * factor[:, None] - y) * scale[:, None]
+    else:
+        column = first + tl.arange(0, BLOCK)
+        of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
+        output = p * (factor * scale)[:, None] - of_label
+    at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
+    tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["n", "smoothing"])
+def _cross_entropy_gradient_kernel(
+    input_ptr,
+    target_ptr,
+    coefficients_ptr,
+    maximum_ptr,
+    factor_ptr,
+    slot_ptr,
+    grad_ptr,
+    output_ptr,
+    n,
+    space,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    WHOLE_ROW: tl.constexpr,
+    ROW_GRAD: tl.constexpr,
+    CONSECUTIVE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """output = coefficient_j * (p Y - y) * grad of ROWS rows: one block of consecutive classes, or all classes.
+
+    grad is one number, or one per row (ROW_GRAD).
+    """
+    if CONSECUTIVE:
+        space = 1
+    parts: tl.constexpr = (COLUMNS + BLOCK - 1) // BLOCK if CONSECUTIVE else 1
+    program = tl.program_id(0)
+    row, offset, inside = _rows_of(program // parts, n, space, COLUMNS, CONSECUTIVE, ROWS)
+    slot = tl.load(slot_ptr + row, mask=inside, other=SLOTS - 1).to(tl.int32)
+    counted = slot < SLOTS - 1
+    maximum = tl.load(maximum_ptr + row, mask=inside, other=0.0)
+    factor = tl.load(factor_ptr + row, mask=inside, other=0.0)
+    if ROW_GRAD:
+        grad = tl.load(grad_ptr + row, mask=inside, other=0.0)
+    else:
+        grad = tl.load(grad_ptr)
+    scale = tl.where(counted, tl.load(coefficients_ptr + slot) * grad, 0.0)
+    label = tl.zeros([ROWS], tl.int32)
+    if CLASS_INDEX:
+        label = tl.load(target_ptr + row, mask=inside, other=-1).to(tl.int32)
+    if CONSECUTIVE:
+        _write_gradient(
+            input_ptr,
+            target_ptr,
+            output_ptr,
+            offset,
+            inside,
+            counted,
+            label,
+            maximum,
+            factor,
+            scale,
+            (program % parts) * BLOCK,
+            space,
+            smoothing,
+            COLUMNS,
+            CLASS_INDEX,
+            WHOLE_ROW,
+            BLOCK,
+        )
+    else:
+        for first in range(0, COLUMNS, BLOCK):
+            _write_gradient(
+                input_ptr,
+                target_ptr,
+                output_ptr,
+                offset,
+                inside,
+                counted,
+                label,
+                maximum,
+                factor,
+                scale,
+                first,
+                space,
+                smoothing,
+                COLUMNS,
+                CLASS_INDEX,
+                WHOLE_ROW,
+                BLOCK,
+            )
+
+
+@triton.jit(do_not_specialize=["n"])
+def _cross_entropy_weigh_kernel(slot_ptr, loss_ptr, coefficients_ptr, n, BLOCK: tl.constexpr):
+    """Multiplies the losses of the rows by their coefficients, in place."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lane = tl.arange(0, BLOCK)
+    loss = load_tile(loss_ptr, start, n, lane)
+    coefficient = tl.load(coefficients_ptr + load_tile(slot_ptr, start, n, lane))
+    store_tile(loss_ptr, start, n, lane, tl.where(loss != 0, coefficient * loss, 0.0))
+
+
+class CrossEntropyRows:
+    """What the forward pass finds for each row, in the shape of the class indices.
+
+    kept: the maximum and Y / s (fp32), and the slot (int16). losses: fp32, or None unless they are asked for.
+    """
+
+    def __init__(self, level: Level, options: Options):
+        shape, new_empty = loss_shape(level.input, options), level.input.new_empty
+        self.kept = [new_empty(shape, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int16)]
+        self.losses = new_empty(shape, dtype=torch.float32) if options.unreduced else None
+
+
+def accumulate_cross_entropy(
+    level: Level, of_rows: CrossEntropyRows, counts: torch.Tensor, sums: torch.Tensor, options: Options
+) -> None:
+    """Writes all rows of counts and sums, one per program, and `of_rows`."""
+    tile = grids.row_tile(level, options)
+    _cross_entropy_accumulate_kernel[(len(counts),)](
+        level.input,
+        level.target,
+        *of_rows.kept,
+        of_rows.losses,
+        counts,
+        sums,
+        len(level.input),
+        tile.count(level),
+        level.input.shape[2:].numel(),
+        options.ignore_index,
+        options.label_smoothing,
+        BINS=options.bins,
+        SLOTS=counts.shape[1],
+        AT_EDGES=floor_misses_edges(options.bins),
+        **_constants(level, options, tile),
+    )
+
+
+def gradient_cross_entropy(
+    level: Level,
+    coefficients: torch.Tensor,
+    maximum: torch.Tensor,
+    factor: torch.Tensor,
+    slot: torch.Tensor,
+    grad: torch.Tensor,
+    output: torch.Tensor,
+    options: Options,
+) -> None:
+    """Writes `output`, of the shape of the input. grad: one number, or one per row."""
+    tile = grids.row_tile(level, options)
+    parts = triton.cdiv(level.input.shape[1], tile.block) if level.input.dim() == 2 else 1
+    _cross_entropy_gradient_kernel[(tile.count(level) * parts,)](
+        level.input,
+        level.target,
+        coefficients,
+        maximum,
+        factor,
+        slot,
+        grad,
+        output,
+        len(level.input),
+        level.input.shape[2:].numel(),
+        options.label_smoothing,
+        SLOTS=len(coefficients),
+        ROW_GRAD=grad.dim() > 0,
+        **_constants(level, options, tile),
+    )
+
+
+def _constants(level: Level, options: Options, tile: grids.RowTile) -> dict:
+    return dict(
+        COLUMNS=level.input.shape[1],
+        CLASS_INDEX=level.class_index,
+        WHOLE_ROW=grids.reads_whole_rows(level, options),
+        CONSECUTIVE=level.input.dim() == 2,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
+        num_warps=tile.warps,
+    )
+
+
+def weigh_cross_entropy(of_rows: CrossEntropyRows, coefficients: torch.Tensor) -> torch.Tensor:
+    """The losses of the rows times their coefficients."""
+    losses = of_rows.losses
+    if losses.numel():
+        tile = grids.ELEMENTWISE
+        _cross_entropy_weigh_kernel[(triton.cdiv(losses.numel(), tile.block),)](
+            of_rows.kept[-1], losses, coefficients, losses.numel(), BLOCK=tile.block, num_warps=tile.warps
+        )
+    return losses
