@@ -42,7 +42,13 @@ def train(run: dict, data: Path, folder: Path) -> dict:
     counts = ""
     if isinstance(model.trainer, GHMDetectionTrainer):
         counts = " ".join(f"{count:.1f}" for count in model.trainer.density()["detect"].counts.tolist())
-    return {"AP": 100 * metrics.box.map, "AP50": 100 * metrics.box.map50, "curve": curve, "counts": counts, "cpu_seconds": seconds}
+    return {
+        "AP": 100 * metrics.box.map,
+        "AP50": 100 * metrics.box.map50,
+        "curve": curve,
+        "counts": counts,
+        "cpu_seconds": seconds,
+    }
 
 
 def main(arguments=None) -> int:
@@ -60,8 +66,16 @@ def main(arguments=None) -> int:
     table = Table(options.out, KEY + VALUES + ORIGIN, KEY)
     common = {"model": "yolo11n", "images": options.images, "imgsz": 96, "epochs": options.epochs, "batch": 16}
     losses = [("BCE", 0.0), *(("GHM-C", exponent) for exponent in options.exponents)]
-    runs = [common | {"loss": loss, "exponent": exponent, "seed": seed} for seed in range(1, options.seeds + 1) for loss, exponent in losses]
-    about = origin() | {"ultralytics": ultralytics.__version__, "threads": torch.get_num_threads(), "measured_at": now()}
+    runs = [
+        common | {"loss": loss, "exponent": exponent, "seed": seed}
+        for seed in range(1, options.seeds + 1)
+        for loss, exponent in losses
+    ]
+    about = origin() | {
+        "ultralytics": ultralytics.__version__,
+        "threads": torch.get_num_threads(),
+        "measured_at": now(),
+    }
     for run in runs:
         if run in table:
             continue

@@ -253,8 +253,34 @@ def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
     annotations.write_text(json.dumps(content))
 
 
+def write_yolo(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
+    """Write `directory`/images/SPLIT/*.png, labels/SPLIT/*.txt, and data.yaml, the format of Ultralytics' YOLO.
+
+    A line of a label file is "label x y width height": center and size of a box, as parts of the picture's side.
+    """
+    from PIL import Image
+
+    root, size = pathlib.Path(directory), scenes.style.size
+    images, labels = (root / kind / scenes.split for kind in ("images", "labels"))
+    for folder in (images, labels):
+        folder.mkdir(parents=True, exist_ok=True)
+    for index in range(len(scenes)):
+        picture, boxes, classes = scenes.scene(index)
+        Image.fromarray(picture).save(images / f"{index:06d}.png")
+        corners = boxes / size
+        geometry = numpy.hstack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]])
+        lines = [" ".join(map(str, [label, *box])) + "\n" for label, box in zip(classes.tolist(), geometry.tolist())]
+        (labels / f"{index:06d}.txt").write_text("".join(lines))
+    names = [f"  {category['id'] - 1}: '{category['name']}'" for category in scenes.coco()["categories"]]
+    sets = [f"path: {root.resolve()}", "train: images/train", "val: images/val", "names:"]
+    (root / "data.yaml").write_text("\n".join(sets + names) + "\n")
+
+
+WRITERS = {"coco": write_coco, "yolo": write_yolo}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write scenes of handwritten digits in COCO's format.")
+    parser = argparse.ArgumentParser(description="Write scenes of handwritten digits in COCO's or YOLO's format.")
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
     parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="scenes for training (2000)")
     parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="scenes for validation (500)")
@@ -268,6 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits"
     )
     parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="0 to 1")
+    parser.add_argument("--format", choices=list(WRITERS), default="coco", help="of the files (coco)")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
     given = {
@@ -275,8 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     style = dataclasses.replace(STYLES[options.style], **given)
     for split, count in (("train", options.train), ("val", options.val)):
-        write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
-        print(f"{count} scenes in {pathlib.Path(options.directory, split)}")
+        WRITERS[options.format](options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
+        print(f"{count} scenes of {split} in {options.directory}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""GHM-C as the classification loss of Ultralytics YOLO detectors.
+"""GHM-C as the classification loss of Ultralytics' YOLO detectors.
 
-    trainer.py     GHMDetectionTrainer
-    criterion.py   GHM-C in the criterion of a model, and its state
+    trainer.py     the trainer
+    criterion.py   GHM-C in the criterion of a model
     __main__.py    the command line
+
+Ultralytics is AGPL-3.0. None of its code is here.
 """
 
 try:
@@ -10,9 +12,10 @@ try:
 except ImportError as error:
     raise ImportError(
         "ghm_triton.ultralytics needs the package ultralytics, which cannot be imported: "
-        "install it with pip install 'ghm-triton[ultralytics]'"
+        "pip install 'ghm-triton[ultralytics]'"
     ) from error
 
+from .criterion import HarmonizedBCE
 from .trainer import GHMDetectionTrainer
 
-__all__ = ["GHMDetectionTrainer"]
+__all__ = ["GHMDetectionTrainer", "HarmonizedBCE"]
