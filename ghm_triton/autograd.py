@@ -29,7 +29,7 @@ def differentiable_loss(
     targets = [target.detach() for target in targets] if options.mu is None else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    options = options._replace(grad=wanted or _traced(), update=options.update and not _recomputing())
+    options = options._replace(grad=wanted or _transformed(), update=options.update and not _recomputing())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd refuses to keep what inference mode made
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
@@ -41,12 +41,16 @@ def differentiable_loss(
     return list(outputs[: _losses(options, count)])
 
 
-def _traced() -> bool:
-    """Whether a graph is made of this call that outlives it, and may be run where a gradient is wanted."""
+def _transformed() -> bool:
+    """Whether `requires_grad` of the tensors does not tell if a gradient is wanted.
+
+    A graph that is made of this call outlives it. Under nested transforms of torch.func only the innermost level shows.
+    """
     if torch.compiler.is_compiling():
         return _is_exporting()
     tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")  # not imported: no make_fx
-    return torch.jit.is_tracing() or (tracing is not None and tracing.get_proxy_mode() is not None)
+    traced = torch.jit.is_tracing() or (tracing is not None and tracing.get_proxy_mode() is not None)
+    return traced or torch._C._are_functorch_transforms_active()
 
 
 def _recomputing() -> bool:
@@ -102,7 +106,7 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
         grads = _by_kernels(factors, _split(saved[1:], count), saved[0], options, any(wanted[count:]))
     else:
         factors = factors if options.unreduced else factors * count
-        grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors)]
+        grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors, strict=True)]
     for i, grad in enumerate(grads):
         if wanted[i]:
             found[i] = grad.to(ctx.dtypes[i])

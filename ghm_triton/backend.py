@@ -1,19 +1,21 @@
 """Which implementation runs: the Triton kernels or eager PyTorch."""
 
 import os
+from typing import get_args
 
 import torch
 
 from .checks import check_choice
+from .types import Backend
 
 try:
-    from . import kernels
+    from . import kernels  # the folder kernels/ at the top of the repository, which pyproject.toml installs here
 except ImportError as error:  # without Triton everything runs eagerly
     if (error.name or "").split(".")[0] != "triton":
         raise
     kernels = None
 
-BACKENDS = ("triton", "eager")
+BACKENDS = get_args(Backend)
 VARIABLE = "GHM_TRITON_BACKEND"
 MAX_KERNEL_BINS = 510  # a row of counts has to fit the registers of a warp
 

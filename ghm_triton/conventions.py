@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FORGOTTEN = 1e-6  # elements: in evaluation, a smaller average counts as that of a region never seen
+
 
 class Level(NamedTuple):
     """The tensors of one level of a feature pyramid.

@@ -1,6 +1,7 @@
 """The losses as functions."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -10,10 +11,39 @@ from .backend import use_triton
 from .checks import Names, check_mu, check_options, check_population, check_running_counts
 from .distributed import group_name
 from .options import Options
+from .types import Backend, CallOptions, Levels, Reduction, RegressionOptions, Variant
 
-Levels = Tensor | Sequence[Tensor]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@overload
+def ghmc_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    reduction: Reduction = "mean",
+    **options: "Unpack[CallOptions]",
+) -> Tensor: ...
+@overload
+def ghmc_loss(
+    input: Sequence[Tensor],
+    target: Sequence[Tensor],
+    weight: Sequence[Tensor] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: "Unpack[CallOptions]",
+) -> Tensor: ...
+@overload
+def ghmc_loss(
+    input: Sequence[Tensor],
+    target: Sequence[Tensor],
+    weight: Sequence[Tensor] | None = None,
+    *,
+    reduction: Literal["none"],
+    **options: "Unpack[CallOptions]",
+) -> tuple[Tensor, ...]: ...
 def ghmc_loss(
     input: Levels,
     target: Levels,
@@ -22,10 +52,10 @@ def ghmc_loss(
     bins: int = 30,
     momentum: float = 0.0,
     running_counts: Tensor | None = None,
-    variant: str = "paper",
-    reduction: str = "mean",
+    variant: Variant = "paper",
+    reduction: Reduction = "mean",
     exponent: float = 1.0,
-    backend: str | None = None,
+    backend: Backend | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Gradient harmonizing classification loss, GHM-C.
@@ -33,52 +63,84 @@ def ghmc_loss(
     .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE(x_i, t_i), \quad \beta_i = \frac{N}{S_{j(i)} M}, \quad
               j(i) = \text{unit region of } g_i = |\sigma(x_i) - t_i|
 
-    with M = `bins` regions of the gradient norm g and S_j the number of elements in region j, or its moving average
-    (Li, Liu, Wang, AAAI 2019, eq. 3, 8 to 13). No gradient flows through beta, to `target` or to `weight`.
+    M = `bins` is the number of unit regions of the gradient norm g. S_j is the number of elements in region j, or its
+    moving average (Li, Liu, Wang, AAAI 2019, eq. 3, 8 to 13). The harmonizing weight beta is a constant: no gradient
+    flows through it, to `target` or to `weight`.
 
     Args:
-        input: Logits of any shape, float32, float16, bfloat16 or float64; or a list of such tensors (the levels of a
-            feature pyramid), which then share one density.
-        target: Of the shape of `input`, with values in [0, 1]; or integer class indices of shape `input.shape[:-1]`,
-            of which 0 .. C-1 name the positive column of the last dimension and all others mean background.
-        weight: None, or of shape `input.shape` or `input.shape[:-1]`, bool, integer or float. An element counts where
-            weight > 0, and is ignored elsewhere.
-        bins: M, the number of unit regions.
-        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j, in [0, 1).
-        running_counts: The state of the average, updated in place, float32 or float64, zeros at the start. Needed
-            when momentum > 0. Shape [bins + 1] for "paper": S, then the same average of the constant 1, by which S is
-            divided (it is 1 - a^t after t calls). Shape [bins] for "mmdet".
-        variant: "paper": divide by M, average every region. "mmdet": divide by the number of regions that have
-            elements, average only those, and do not correct the start of the average.
-        reduction: "mean" (divided by N), "sum" or "none".
-        exponent: rho in [0, 1] of the tempered density, ours:
-            :math:`\beta_i = N S_{j(i)}^{-\rho} / \sum_k S_k^{1 - \rho}`, so that region k has the share
-            :math:`S_k^{1 - \rho}` of the total weight. 1: the paper. 0: plain cross entropy. Between them nearly empty
-            regions weigh less. The sum is over all regions, in "mmdet" over those that have elements.
-        backend: "triton", "eager" or None: Triton where the device has it. The environment variable
+        input: Logits of any shape, float32, float16, bfloat16 or float64. Or a list of such tensors (the levels of a
+            feature pyramid), which share one density.
+        target: Values in [0, 1] of the shape of `input`. Or integer class indices of shape `input.shape[:-1]`: 0 to
+            C - 1 name the positive column of the last dimension, and all other values mean background.
+        weight: None, or bool, integer or float of shape `input.shape` or `input.shape[:-1]`. An element counts where
+            its weight is positive and is ignored elsewhere.
+        bins: M, the number of unit regions, from 1 to 4096.
+        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j, where R_j is the number of elements of this call
+            in region j. In [0, 0.999]. The default is 0 because an average needs a state, which a function does not
+            keep; the modules keep one and default to 0.75, as the paper does.
+        running_counts: The state of the average, float32 or float64, zeros at the start. The call updates it in place.
+            Required when momentum > 0. Shape [bins + 1] for "paper": S, followed by the same average of the constant
+            1, which is 1 - a^t after t calls and divides S. Shape [bins] for "mmdet".
+        variant: "paper" divides by M and averages every region. "mmdet" divides by the number of regions that have
+            elements, averages only those, and does not correct the start of the average.
+        reduction: "mean" (divides by N), "sum" or "none".
+        exponent: rho in [0, 1] of the tempered density, which is ours and not the paper's:
+            :math:`\beta_i = N S_{j(i)}^{-\rho} / \sum_k S_k^{1 - \rho}`. Region k gets the share
+            :math:`S_k^{1 - \rho}` of the total weight. 1 is the paper, and 0 is plain cross entropy. The sum is over
+            all regions, or over those that have elements for "mmdet". 0.5 is recommended for everything but the
+            paper's setting (COCO, large batches): rho = 1 gives each nearly empty region as much gradient as the
+            region of all background.
+        backend: "triton", "eager", or None for Triton where the device has it. The environment variable
             GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
         process_group: Takes the density and N over all processes of this group, with one all-reduce of bins + 1
-            numbers, to which each of them has to come, also without elements. "mean" and "sum" are this process's part
-            times the number of processes: averaged, as DistributedDataParallel does with their gradients, they are
-            those of one process that has all elements. None: of this process alone.
+            numbers. Every process must make the call, even without elements. "mean" and "sum" are multiplied by the
+            number of processes: their average over the processes, which DistributedDataParallel takes of the
+            gradients, is the loss of one process that has all elements. None: the density of this process alone.
 
     Returns:
-        float32, or float64 for float64 `input`: a scalar for "mean" and "sum", else a tensor of the shape of `input`,
-        or a tuple of one tensor a level.
+        Tensor or tuple[Tensor, ...]: float32, or float64 for float64 `input`. A scalar for "mean" and "sum". For
+        "none" a tensor of the shape of `input`, or a tuple with one tensor per level.
 
     Raises:
-        TypeError, ValueError: An argument is not as described; the message names it. No state has changed.
+        TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
         RuntimeError: `backend` is "triton" where Triton cannot run.
 
     Example:
         >>> logits = torch.randn(1000, 80, requires_grad=True)
         >>> labels = torch.randint(-1, 80, (1000,))         # -1: background
-        >>> ghmc_loss(logits, labels, bins=30).backward()
+        >>> ghmc_loss(logits, labels, exponent=0.5).backward()
     """
     options = Options(None, bins, momentum, variant, reduction, exponent)
     return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 
+@overload
+def ghmr_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    reduction: Reduction = "mean",
+    **options: "Unpack[RegressionOptions]",
+) -> Tensor: ...
+@overload
+def ghmr_loss(
+    input: Sequence[Tensor],
+    target: Sequence[Tensor],
+    weight: Sequence[Tensor] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: "Unpack[RegressionOptions]",
+) -> Tensor: ...
+@overload
+def ghmr_loss(
+    input: Sequence[Tensor],
+    target: Sequence[Tensor],
+    weight: Sequence[Tensor] | None = None,
+    *,
+    reduction: Literal["none"],
+    **options: "Unpack[RegressionOptions]",
+) -> tuple[Tensor, ...]: ...
 def ghmr_loss(
     input: Levels,
     target: Levels,
@@ -88,10 +150,10 @@ def ghmr_loss(
     bins: int = 10,
     momentum: float = 0.0,
     running_counts: Tensor | None = None,
-    variant: str = "paper",
-    reduction: str = "mean",
+    variant: Variant = "paper",
+    reduction: Reduction = "mean",
     exponent: float = 1.0,
-    backend: str | None = None,
+    backend: Backend | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
 ) -> Tensor | tuple[Tensor, ...]:
     r"""Gradient harmonizing regression loss, GHM-R.
@@ -99,23 +161,26 @@ def ghmr_loss(
     .. math:: L = \frac{1}{N} \sum_i \beta_i \, ASL_1(d_i), \quad ASL_1(d) = \sqrt{d^2 + \mu^2} - \mu, \quad
               g_i = \frac{|d_i|}{\sqrt{d_i^2 + \mu^2}}
 
-    with d = input - target and beta as in :func:`ghmc_loss` (Li, Liu, Wang, AAAI 2019, eq. 15 to 18).
+    with d = input - target, and beta as in :func:`ghmc_loss` (Li, Liu, Wang, AAAI 2019, eq. 15 to 18).
 
     Args:
-        input: Box deltas of any shape, or a list of levels; dtypes as for :func:`ghmc_loss`.
-        target: Of the shape of `input`, floating point. Gets a gradient if it requires one.
-        weight: As for :func:`ghmc_loss`. In "mmdet" N is the sum of the weights (at least 1), else the number of
-            elements with weight > 0.
-        mu: Where ASL1 turns from quadratic to linear, in the units of the deltas; positive.
-        bins, momentum, running_counts, variant, reduction, exponent, backend, process_group: As for
-            :func:`ghmc_loss`. `exponent` 0 is plain ASL1.
+        input: Box deltas of any shape, or a list of levels, with the dtypes of :func:`ghmc_loss`.
+        target: Floating point, of the shape of `input`. It gets a gradient if it requires one.
+        weight: See :func:`ghmc_loss`. N is the number of elements with a positive weight; for "mmdet" it is the sum
+            of the weights, at least 1.
+        mu: The transition point of ASL1 from quadratic to linear, in the units of the deltas, from 1e-15 to 1e12.
+        bins, momentum, running_counts, variant, reduction, exponent, backend, process_group: See :func:`ghmc_loss`.
+            `exponent` 0 is plain ASL1.
 
-    Returns, Raises:
-        As :func:`ghmc_loss`.
+    Returns:
+        Tensor or tuple[Tensor, ...]: See :func:`ghmc_loss`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: See :func:`ghmc_loss`.
 
     Example:
         >>> deltas, targets = torch.randn(64, 4, requires_grad=True), torch.randn(64, 4)
-        >>> ghmr_loss(deltas, targets, bins=10).backward()
+        >>> ghmr_loss(deltas, targets, exponent=0.5).backward()
     """
     check_mu(mu)
     options = Options(mu, bins, momentum, variant, reduction, exponent)
@@ -129,11 +194,14 @@ def checked_loss(
     running_counts: Tensor | None,
     options: Options,
     *,
-    backend: str | None,
+    backend: Backend | None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
     names: Names | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
-    """Checks everything, then computes the loss: what the functions and the modules share. names: of the arguments."""
+    """Checks all arguments, then computes the loss. The functions and the modules share it.
+
+    names: the names of the arguments in error messages.
+    """
     names = names or Names()
     options = check_options(options)
     population = check_population(input, target, weight, class_index=options.mu is None, names=names)

@@ -40,9 +40,7 @@ class _DropIn(Fp32Buffers):
         if reduction_override is not None:
             check_choice("reduction_override", reduction_override, REDUCTIONS)
         reduction = reduction_override or self.reduction
-        options = Options(
-            mu, self.bins, self.momentum, "mmdet", reduction, self.exponent, self.loss_weight
-        )
+        options = Options(mu, self.bins, self.momentum, "mmdet", reduction, self.exponent, self.loss_weight)
         return checked_loss(
             pred,
             target,

@@ -1,5 +1,8 @@
 """The losses as modules that keep the moving average of the gradient density."""
 
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from torch import Tensor, nn
 
@@ -8,12 +11,13 @@ from .checks import check_mu, check_options
 from .conventions import state_size
 from .density import Density, density_of
 from .distributed import world
-from .functional import Levels, checked_loss
+from .functional import checked_loss
 from .options import SETTINGS, Options
+from .types import Backend, Levels, Reduction, Variant
 
 
 class Fp32Buffers(nn.Module):
-    """A module whose buffers move with it but stay float32: counts do not fit 16 bits."""
+    """A module whose buffers move with it but stay float32. 16 bits cannot hold counts."""
 
     def _apply(self, fn, recurse=True):
         super()._apply(lambda tensor: _restore(fn(tensor), tensor), recurse)
@@ -25,11 +29,19 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 
 
 class _HarmonizedLoss(Fp32Buffers):
-    """The settings are attributes of the names that they have as arguments, and read in each call."""
+    """Each setting is an attribute with the name of its argument. Each call reads them."""
 
+    bins: int
+    momentum: float
+    variant: Variant
+    loss_weight: float
+    reduction: Reduction
+    backend: Backend | None
+    sync: bool
+    exponent: float
     running_counts: Tensor | None
 
-    def __init__(self, options: Options, backend: str | None, sync: bool):
+    def __init__(self, options: Options, backend: Backend | None, sync: bool):
         super().__init__()
         check_options(options)
         check_backend(backend)
@@ -44,12 +56,26 @@ class _HarmonizedLoss(Fp32Buffers):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Forgets the moving average, for example after :meth:`~torch.nn.Module.to_empty`."""
+        """Resets the moving average, for example after :meth:`~torch.nn.Module.to_empty`."""
         if self.running_counts is not None:
             self.running_counts.zero_()
 
+    @overload
+    def forward(self, input: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor: ...
+    @overload
+    def forward(
+        self, input: Sequence[Tensor], target: Sequence[Tensor], weight: Sequence[Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, ...]: ...
     def forward(self, input: Levels, target: Levels, weight: Levels | None = None) -> Tensor | tuple[Tensor, ...]:
-        """Shapes and dtypes as for :func:`ghm_triton.ghmc_loss` and :func:`ghm_triton.ghmr_loss`."""
+        """Computes the loss and, in training, updates `running_counts`.
+
+        Args:
+            input, target, weight: See :func:`ghm_triton.ghmc_loss` and :func:`ghm_triton.ghmr_loss`.
+
+        Returns:
+            Tensor or tuple[Tensor, ...]: A scalar, or for reduction "none" a tensor of the shape of `input`, or one
+            per level. float32, or float64 for float64 `input`.
+        """
         options = Options(**{name: getattr(self, name) for name in SETTINGS})
         options = options._replace(update=self.training or options.mmdet)
         group = world(self.sync)
@@ -58,16 +84,16 @@ class _HarmonizedLoss(Fp32Buffers):
         )
 
     def density(self) -> Density:
-        """The density of the gradient norm that the loss works with, and the weights that follow from it.
+        """The density of the gradient norm in the state of the loss, and the harmonizing weights that follow from it.
 
-        The counts are the moving average, which the forward pass has left in `running_counts`: nothing is launched in
-        training for it, and nothing waits for a GPU until a value is read. All counts are 0 before the first call.
+        The counts are the moving average in `running_counts`, all 0 before the first call. Reading them launches no
+        loss kernel and does not synchronize with a GPU.
 
         Returns:
-            Density: fp32 tensors `edges` [bins + 1], `counts`, `weights` and `shares` [bins], on the device of the loss.
+            Density: fp32 tensors `edges` [bins + 1], `counts`, `weights` and `shares` [bins], on the loss's device.
 
         Raises:
-            RuntimeError: `momentum` is 0, with which nothing is kept.
+            RuntimeError: `momentum` is 0, so there is no moving average.
 
         Example:
             >>> loss = GHMCLoss(bins=30)
@@ -78,15 +104,15 @@ class _HarmonizedLoss(Fp32Buffers):
         """
         if self.running_counts is None:
             raise RuntimeError(
-                "momentum must be positive for density(), which reads the moving average, got 0: "
-                "with momentum=0.01 it is nearly that of the last call"
+                "momentum must be positive for density(), which reads the moving average, got 0 "
+                "(with momentum=0.01 the average is nearly the counts of the last call)"
             )
         return density_of(self.running_counts, Options(**{name: getattr(self, name) for name in SETTINGS}))
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         came = local_metadata.get("variant", self.variant)
         if came != self.variant and f"{prefix}running_counts" in state_dict:
-            errors.append(f"{prefix}running_counts must be of variant {self.variant!r}, got that of variant {came!r}")
+            errors.append(f"{prefix}running_counts must be of variant {self.variant!r}, got variant {came!r}")
             return
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
@@ -96,27 +122,55 @@ class _HarmonizedLoss(Fp32Buffers):
 
 
 def _note_variant(module: _HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
-    """The counts of both variants can have one shape, and mean different things."""
+    """The counts of the two variants differ in meaning, even where they have the same shape."""
     metadata["variant"] = module.variant
 
 
 class GHMCLoss(_HarmonizedLoss):
-    """:func:`ghm_triton.ghmc_loss` times `loss_weight`, with its state in the buffer `running_counts`.
+    r"""Gradient harmonizing classification loss, GHM-C, times `loss_weight`. The module keeps the moving average.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE(x_i, t_i), \quad \beta_i = \frac{N}{S_{j(i)} M}, \quad
+              j(i) = \text{unit region of } g_i = |\sigma(x_i) - t_i|
+
+    S_j is the moving average of the number of elements in region j (Li, Liu, Wang, AAAI 2019, eq. 3, 8 to 13).
+    :func:`ghm_triton.ghmc_loss` is the same as a function.
 
     Args:
-        bins, momentum, variant, reduction, exponent, backend: As for :func:`ghm_triton.ghmc_loss`.
-        loss_weight: Factor of the loss.
-        sync: Take the density over all processes, if torch.distributed is initialized; `process_group` of
-            :func:`ghm_triton.ghmc_loss` tells how. All processes then have the same running counts.
+        bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
+        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
+            average. The default is the paper's 0.75, because a module can keep the state. The functions have no
+            place for a state and default to 0; the drop-ins :class:`ghm_triton.GHMC` and :class:`ghm_triton.GHMR`
+            default to 0 as mmdetection's classes do.
+        variant: "paper" divides by M, averages every region and corrects the start of the average. "mmdet" divides by
+            the number of regions that have elements, averages only those, and does not correct the start.
+        loss_weight: A factor of the loss.
+        reduction: "mean" (divides by the number of counted elements), "sum" or "none".
+        backend: "triton", "eager", or None for Triton where the device has it.
+        sync: Takes the density over all processes, if torch.distributed is initialized, with one all-reduce of
+            bins + 1 numbers. Every process must make the call. All processes then have the same running counts.
+        exponent: rho in [0, 1] of the tempered density: region k gets a share of the total weight in proportion to
+            S_k^(1 - rho). 1 is the paper, and 0 is plain cross entropy. 0.5 is recommended for everything but the
+            paper's setting (COCO, large batches).
 
-    In `eval()` the "paper" variant takes the density from the state and leaves it as it is; a region that the state
-    has never seen takes the counts of the call. `running_counts` (None for momentum 0) stays float32 under `.half()`.
+    Shape:
+        - input: logits of any shape, or a list of levels.
+        - target: `input.shape` with values in [0, 1], or integer class indices of shape `input.shape[:-1]`.
+        - weight: None, `input.shape` or `input.shape[:-1]`. Elements with a positive weight count.
+        - output: a scalar, or `input.shape` for reduction "none"; float32, or float64 for float64 input.
+
+    Attributes:
+        running_counts (Tensor or None): The moving average, float32, also after `.half()`. Shape [bins + 1] for
+            "paper", with the average of the constant 1 at the end; [bins] for "mmdet"; None for momentum 0.
+
+    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not seen,
+    or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the
+    state in every call, as mmdetection does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
 
     Example:
-        >>> loss = GHMCLoss(bins=30, momentum=0.75)
+        >>> loss = GHMCLoss(bins=30, momentum=0.75, exponent=0.5)
         >>> loss(torch.randn(1000, 80, requires_grad=True), torch.randint(-1, 80, (1000,))).backward()
     """
 
@@ -125,10 +179,10 @@ class GHMCLoss(_HarmonizedLoss):
         *,
         bins: int = 30,
         momentum: float = 0.75,
-        variant: str = "paper",
+        variant: Variant = "paper",
         loss_weight: float = 1.0,
-        reduction: str = "mean",
-        backend: str | None = None,
+        reduction: Reduction = "mean",
+        backend: Backend | None = None,
         sync: bool = False,
         exponent: float = 1.0,
     ):
@@ -137,22 +191,56 @@ class GHMCLoss(_HarmonizedLoss):
 
 
 class GHMRLoss(_HarmonizedLoss):
-    """:func:`ghm_triton.ghmr_loss` times `loss_weight`, with its state in the buffer `running_counts`.
+    r"""Gradient harmonizing regression loss, GHM-R, times `loss_weight`. The module keeps the moving average.
+
+    .. math:: L = \frac{1}{N} \sum_i \beta_i \, ASL_1(d_i), \quad ASL_1(d) = \sqrt{d^2 + \mu^2} - \mu, \quad
+              g_i = \frac{|d_i|}{\sqrt{d_i^2 + \mu^2}}
+
+    d = input - target, and beta is that of :class:`GHMCLoss` with the regions of this g (Li, Liu, Wang, AAAI 2019,
+    eq. 15 to 18). :func:`ghm_triton.ghmr_loss` is the same as a function.
 
     Args:
-        mu, bins, momentum, variant, reduction, exponent, backend: As for :func:`ghm_triton.ghmr_loss`.
-        loss_weight: Factor of the loss.
-        sync: As for :class:`GHMCLoss`.
+        mu: The transition point of ASL1 from quadratic to linear, in the units of the deltas, from 1e-15 to 1e12.
+        bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
+        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
+            average. The default is the paper's 0.75, because a module can keep the state. The functions have no
+            place for a state and default to 0; the drop-ins :class:`ghm_triton.GHMC` and :class:`ghm_triton.GHMR`
+            default to 0 as mmdetection's classes do.
+        variant: "paper" divides by M, averages every region and corrects the start of the average. "mmdet" divides by
+            the number of regions that have elements, averages only those, and does not correct the start.
+        loss_weight: A factor of the loss.
+        reduction: "mean" (divides by the number of counted elements), "sum" or "none".
+        backend: "triton", "eager", or None for Triton where the device has it.
+        sync: Takes the density over all processes, if torch.distributed is initialized, with one all-reduce of
+            bins + 1 numbers. Every process must make the call. All processes then have the same running counts.
+        exponent: rho in [0, 1] of the tempered density: region k gets a share of the total weight in proportion to
+            S_k^(1 - rho). 1 is the paper, and 0 is plain ASL1. 0.5 is recommended for everything but the
+            paper's setting (COCO, large batches).
 
-    State and `eval()` as for :class:`GHMCLoss`.
+    Shape:
+        - input: box deltas of any shape, or a list of levels.
+        - target: `input.shape`, floating point.
+        - weight: None, `input.shape` or `input.shape[:-1]`. Elements with a positive weight count. For "mmdet" the
+          sum of the weights takes the place of their number.
+        - output: a scalar, or `input.shape` for reduction "none"; float32, or float64 for float64 input.
+
+    Attributes:
+        running_counts (Tensor or None): The moving average, float32, also after `.half()`. Shape [bins + 1] for
+            "paper", with the average of the constant 1 at the end; [bins] for "mmdet"; None for momentum 0.
+
+    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not seen,
+    or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the
+    state in every call, as mmdetection does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
 
     Example:
-        >>> loss = GHMRLoss(mu=0.02, bins=10)
+        >>> loss = GHMRLoss(mu=0.02, bins=10, exponent=0.5)
         >>> loss(torch.randn(64, 4, requires_grad=True), torch.randn(64, 4)).backward()
     """
+
+    mu: float
 
     def __init__(
         self,
@@ -160,10 +248,10 @@ class GHMRLoss(_HarmonizedLoss):
         mu: float = 0.02,
         bins: int = 10,
         momentum: float = 0.75,
-        variant: str = "paper",
+        variant: Variant = "paper",
         loss_weight: float = 1.0,
-        reduction: str = "mean",
-        backend: str | None = None,
+        reduction: Reduction = "mean",
+        backend: Backend | None = None,
         sync: bool = False,
         exponent: float = 1.0,
     ):

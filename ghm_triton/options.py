@@ -1,27 +1,37 @@
-"""What one call of a loss is asked for. This is the only list of the options: the operators' schemas are made of it."""
+"""The options of one call of a loss. The schemas of the operators are generated from this list."""
 
 from typing import NamedTuple
 
-_SCHEMA_TYPES = {bool: "bool", int: "int", float: "float", str: "str", float | None: "float?", str | None: "str?"}
+from .types import Reduction, Variant
+
+_SCHEMA_TYPES = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    Variant: "str",
+    Reduction: "str",
+    float | None: "float?",
+    str | None: "str?",
+}
 
 
 class Options(NamedTuple):
-    """The settings of a loss, then what differs from call to call.
+    """The settings of a loss, followed by the options that change between calls.
 
     Attributes:
-        mu: Where ASL1 turns from quadratic to linear. None: GHM-C.
-        bins, momentum, variant, reduction, exponent: As for :func:`ghm_triton.ghmc_loss`.
-        loss_weight: Factor of the loss.
-        update: Whether the moving average takes this call in.
-        grad: Whether a gradient may be asked for.
-        group: Name of the process group that shares the density, or None.
+        mu: The transition point of ASL1, or None for GHM-C.
+        bins, momentum, variant, reduction, exponent: See :func:`ghm_triton.ghmc_loss`.
+        loss_weight: A factor of the loss.
+        update: Whether this call updates the moving average.
+        grad: Whether the caller may ask for a gradient.
+        group: The name of the process group that shares the density, or None.
     """
 
     mu: float | None
     bins: int
     momentum: float
-    variant: str
-    reduction: str
+    variant: Variant
+    reduction: Reduction
     exponent: float = 1.0
     loss_weight: float = 1.0
     update: bool = True

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..conventions import slots_of_kernels
+from ..conventions import FORGOTTEN, slots_of_kernels
 from ..distributed import all_reduce
 from ..options import Options
 from .tiles import add_compensated
@@ -65,6 +65,7 @@ def _harmonize_kernel(
     HAS_STATE: tl.constexpr,
     UPDATE: tl.constexpr,
     TEMPERED: tl.constexpr,
+    FORGOTTEN: tl.constexpr,
 ):
     """One program: rows <= ROWS of counts and sums; writes coefficients [SLOTS], the loss, and the new state.
 
@@ -85,7 +86,8 @@ def _harmonize_kernel(
     density = tl.where(slot < BINS, counts, 0).to(tl.float32)
     present = density > 0
     if SUM_WEIGHTS:
-        size = tl.maximum(tl.sum(tl.where(slot == SLOTS - 1, sums, 0.0)), 1.0)
+        weights = tl.sum(tl.where(slot == SLOTS - 1, sums, 0.0))
+        size = tl.where(weights < 1, 1.0, weights)  # NaN stays NaN
     else:
         size = tl.maximum(valid, 1).to(tl.float32)
 
@@ -93,7 +95,8 @@ def _harmonize_kernel(
     if HAS_STATE:
         new = momentum * old + complement * density
         if not UPDATE:
-            smooth = tl.where(old > 0, old if MMDET else old / age, density)
+            known = (old >= FORGOTTEN) | ((old > 0) & (density == 0))
+            smooth = tl.where(known, old if MMDET else old / age, density)
         elif MMDET:
             smooth = tl.where(present, new, old)
             tl.store(new_running_ptr + slot, smooth, mask=slot < BINS)
@@ -105,9 +108,10 @@ def _harmonize_kernel(
 
     power = smooth
     if TEMPERED:
-        logarithm = tl.log2(tl.where(smooth > 0, smooth, 1.0))
+        empty = smooth == 0
+        logarithm = tl.log2(tl.where(empty, 1.0, smooth))  # NaN stays NaN
         power = tl.exp2(exponent * logarithm)
-        share = tl.where(smooth > 0, tl.exp2((1.0 - exponent) * logarithm), 0.0)
+        share = tl.where(empty, 0.0, tl.exp2((1.0 - exponent) * logarithm))
         divisor = tl.sum(tl.where(present, share, 0.0) if MMDET else share)
     elif MMDET:
         divisor = tl.sum(present.to(tl.float32))
@@ -177,6 +181,7 @@ def harmonize(
         HAS_STATE=running_counts is not None,
         UPDATE=options.update,
         TEMPERED=options.exponent != 1,
+        FORGOTTEN=FORGOTTEN,
         num_warps=4,
     )
     return loss, coefficients, state

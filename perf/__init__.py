@@ -1,4 +1,4 @@
-"""Timing reports: `python -m perf.sweep` measures into a CSV, `python -m perf.report` draws it."""
+"""Timing and accuracy reports. Each package is a command: `python -m perf.sweep`, report, compiled and accuracy."""
 
 import os
 

@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, settings
 
 from ghm_triton.backend import kernels
 
+if kernels is not None:
+    from ghm_triton.kernels import grids
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXAMPLES = int(os.environ.get("GHM_TRITON_EXAMPLES", "1"))  # times as many, and new ones in every run
 POISON = {"empty": torch.empty, "empty_like": torch.empty_like}
@@ -55,6 +58,13 @@ def backend(request):
     if request.param == "triton" and kernels is None:
         pytest.skip("needs Triton")
     return request.param
+
+
+@pytest.fixture
+def two_programs(monkeypatch):
+    """At most two programs count a level, so that a few tiles are enough for a program to take several."""
+    if kernels is not None:
+        monkeypatch.setattr(grids, "resident_programs", lambda device: 2)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942"]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The table of `python -m perf.compiled`, made in a process of its own: here the kernels may be interpreted ones."""
+    """The table of `python -m perf.compiled`, from its own process: in this one, the kernels may be interpreted."""
     path = tmp_path_factory.mktemp("compiled") / "compiled.csv"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -13,11 +13,14 @@ pytest.importorskip("tqdm")
 
 import numpy
 
-from ghm_triton import ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.detection import demo, harmonize
-from ghm_triton.detection.digits import DigitScenes, SceneStyle, main, split_digits, split_photographs
-from ghm_triton.detection.evaluation import average_precision
-from ghm_triton.detection.small import small_retinanet
+from ghm_triton.detection.data.digit_drawing import SceneStyle, split_digits, split_photographs
+from ghm_triton.detection.data.digit_scenes import DigitScenes
+from ghm_triton.detection.digits import main
+from ghm_triton.detection.losses import LossOptions, use_losses
+from ghm_triton.detection.models.small import small_retinanet
+from ghm_triton.detection.training.evaluation import average_precision
 
 BETWEEN = -2  # torchvision's mark of an anchor that is neither object nor background
 
@@ -51,7 +54,7 @@ COUNTED = torch.tensor([[1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]])
 def test_classification_loss_has_one_density_over_the_batch(batch):
     """Not a mean of losses by image; labels of the third image are not looked up among those of the first."""
     targets, outputs, anchors, matches = batch
-    losses = harmonize(small_retinanet(4), momentum=0.0).head.compute_loss(targets, outputs, anchors, matches)
+    losses = harmonize(small_retinanet(4), GHMCLoss(momentum=0.0)).head.compute_loss(targets, outputs, anchors, matches)
     one_hot = torch.nn.functional.one_hot(LABELS.clamp(min=0), 4) * (LABELS >= 0)[..., None]
     logits = outputs["cls_logits"].detach().requires_grad_()
     expected = ghmc_loss(logits, one_hot.float(), COUNTED)
@@ -71,7 +74,7 @@ def test_anchors_between_the_thresholds_get_no_gradient(batch):
 
 def test_box_loss_is_over_the_positive_anchors(batch):
     targets, outputs, anchors, matches = batch
-    head = harmonize(small_retinanet(4), momentum=0.0).head
+    head = harmonize(small_retinanet(4), None, GHMRLoss(momentum=0.0)).head
     losses = head.compute_loss(targets, outputs, anchors, matches)
     pairs = [(0, 0, [4, 4, 20, 12]), (0, 2, [0, 0, 8, 8]), (0, 4, [4, 4, 20, 12]), (2, 3, [2, 2, 6, 10])]
     boxes = torch.tensor([box for _, _, box in pairs], dtype=torch.float32)
@@ -82,32 +85,53 @@ def test_box_loss_is_over_the_positive_anchors(batch):
     assert torch.equal(outputs["bbox_regression"].grad.any(dim=2), LABELS >= 0)
 
 
-def test_loss_weights_and_other_options_reach_the_losses(batch):
+def test_any_losses_with_the_right_call_are_taken(batch):
+    """They are the modules given, called once with the whole batch."""
     targets, outputs, anchors, matches = batch
-    once = harmonize(small_retinanet(4)).head.compute_loss(targets, outputs, anchors, matches)
-    model = harmonize(small_retinanet(4), bins=30, class_loss_weight=2.0, box_loss_weight=10.0)
-    weighed = model.head.compute_loss(targets, outputs, anchors, matches)
-    torch.testing.assert_close(weighed["classification"], 2 * once["classification"])
-    torch.testing.assert_close(weighed["bbox_regression"], 10 * once["bbox_regression"])
-    losses = harmonize(model, bins=7, box_bins=3, mu=0.1, momentum=0.5, variant="mmdet", exponent=0.5).head
-    options = losses.classification_loss, losses.regression_loss
-    assert [(loss.bins, loss.momentum, loss.variant) for loss in options] == [(7, 0.5, "mmdet"), (3, 0.5, "mmdet")]
-    assert losses.regression_loss.mu == 0.1
-    assert [loss.exponent for loss in options] == [0.5, 0.5]
+
+    class Classify(torch.nn.Module):
+        def forward(self, logits, labels, counted):
+            assert torch.equal(labels, LABELS) and torch.equal(counted, COUNTED.bool())
+            return logits.sum()
+
+    class Regress(torch.nn.Module):
+        def forward(self, deltas, wanted):
+            assert deltas.shape == wanted.shape == (4, 4)
+            return deltas.sum()
+
+    classify, regress = Classify(), Regress()
+    head = harmonize(small_retinanet(4), classify, regress).head
+    assert head.classification_loss is classify and head.regression_loss is regress
+    losses = head.compute_loss(targets, outputs, anchors, matches)
+    assert losses["classification"] == outputs["cls_logits"].sum()
+    assert losses["bbox_regression"] == outputs["bbox_regression"][LABELS >= 0].sum()
 
 
 def test_paper_settings_are_the_defaults():
     head = harmonize(small_retinanet(4)).head
-    assert (head.classification_loss.bins, head.classification_loss.momentum) == (30, 0.75)
-    assert (head.regression_loss.bins, head.regression_loss.momentum, head.regression_loss.mu) == (10, 0.75, 0.02)
+    paper = GHMCLoss(), GHMRLoss()
+    assert [repr(head.classification_loss), repr(head.regression_loss)] == [repr(loss) for loss in paper]
 
 
-def test_no_bins_leaves_the_losses_of_torchvision(batch):
+def test_with_one_loss_the_model_keeps_the_other_of_its_own(batch):
     targets, outputs, anchors, matches = batch
     plain = small_retinanet(4)
-    expected = plain.head.compute_loss(targets, outputs, anchors, matches)
-    losses = harmonize(plain, bins=None, box_bins=None).head.compute_loss(targets, outputs, anchors, matches)
-    assert losses == expected
+    own = plain.head.compute_loss(targets, outputs, anchors, matches)
+    losses = harmonize(copy.deepcopy(plain), GHMCLoss()).head.compute_loss(targets, outputs, anchors, matches)
+    assert losses["bbox_regression"] == own["bbox_regression"] and losses["classification"] != own["classification"]
+    losses = harmonize(plain, regression_loss=GHMRLoss()).head.compute_loss(targets, outputs, anchors, matches)
+    assert losses["classification"] == own["classification"] and losses["bbox_regression"] != own["bbox_regression"]
+
+
+def test_losses_follow_the_model_to_its_device_and_mode():
+    """A model that was moved before: its losses' counts used to stay on the CPU. "meta" stands for a GPU."""
+    model = small_retinanet(4).to("meta").eval()
+    model.head.regression_head.train()  # parts keep a mode of their own
+    head = harmonize(model, GHMCLoss(), GHMRLoss()).head
+    for loss in (head.classification_loss, head.regression_loss):
+        assert loss.running_counts.device.type == "meta" and not loss.training
+    assert not head.training and head.regression_head.training and not head.classification_head.training
+    assert harmonize(small_retinanet(4)).head.classification_loss.training
 
 
 def test_checkpoints_keep_their_names():
@@ -150,18 +174,20 @@ def test_a_harmonized_model_detects_as_the_plain_one_and_copies():
 
 def test_bad_input_is_named(batch):
     targets, outputs, anchors, matches = batch
-    with pytest.raises(TypeError, match="model: expected a torchvision RetinaNet or FCOS, got Linear"):
+    with pytest.raises(TypeError, match="model must be a torchvision RetinaNet or FCOS, got Linear"):
         harmonize(torch.nn.Linear(2, 2))
     model = small_retinanet(4)
     model.head = torch.nn.Identity()
-    with pytest.raises(TypeError, match="model.head: expected a torchvision RetinaNetHead, got Identity"):
+    with pytest.raises(TypeError, match="regression_loss must be a torch.nn.Module or None, got str"):
+        harmonize(small_retinanet(4), None, "ghmr")
+    with pytest.raises(TypeError, match="model.head must be a torchvision RetinaNetHead, got Identity"):
         harmonize(model)
     targets[0]["labels"][0] = 4
-    with pytest.raises(ValueError, match=r"targets: expected labels in 0\.\.3, got 4"):
+    with pytest.raises(ValueError, match=r"targets must have labels in 0\.\.3, got 4"):
         harmonize(small_retinanet(4)).head.compute_loss(targets, outputs, anchors, matches)
-    with pytest.raises(ValueError, match="split: expected one of .* got 'test'"):
+    with pytest.raises(ValueError, match="split must be one of .* got 'test'"):
         DigitScenes(1, split="test")
-    with pytest.raises(ValueError, match="classes: expected 1 or 10, got 3"):
+    with pytest.raises(ValueError, match="classes must be 1 or 10, got 3"):
         DigitScenes(1, split="val", classes=3)
 
 
@@ -189,7 +215,7 @@ def test_boxes_surround_their_digits():
     style = SceneStyle(size=64, digits=(2, 6), height=(8, 24))
     scenes = DigitScenes(40, split="val", style=style)
     heights = []
-    for index, (image, target) in enumerate(scenes):
+    for image, target in scenes:
         boxes, labels = target["boxes"], target["labels"]
         assert image.shape == (3, 64, 64) and image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1
         assert labels.dtype == torch.int64 and len(labels) == len(boxes) >= 1 and set(labels.tolist()) <= set(range(10))
@@ -245,28 +271,29 @@ def test_average_precision_of_known_detections():
 def test_both_heads_learn_a_batch():
     """Signs, matches and weights are right end to end: scores tell objects from background, boxes approach theirs."""
     torch.manual_seed(0)
-    model = harmonize(small_retinanet(1), **demo.LOSSES).train()
+    model = use_losses(small_retinanet(1), LossOptions(exponent=0.5, box_loss_weight=4.0)).train()
     images, targets = map(list, zip(*DigitScenes(4, split="train", classes=1)))
-    seen = {}
+    seen, errors = {}, []
     model.head.classification_loss.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs))
-    before = demo.box_error(model, DigitScenes(4, split="train", classes=1))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    model.head.regression_loss.register_forward_hook(
+        lambda module, inputs, output: errors.append((inputs[0] - inputs[1]).abs().mean().item())
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(30):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum(model(images, targets).values()).backward()
-        optimiser.step()
+        optimizer.step()
     logits, labels, counted = seen["inputs"]
     score = logits.detach().sigmoid()[..., 0]
     assert score[labels == 0].mean() > score[(labels < 0) & counted].mean() + 0.15
-    assert demo.box_error(model, DigitScenes(4, split="train", classes=1)) < 0.65 * before
+    assert errors[-1] < 0.65 * errors[0]
 
 
-def test_demo_runs_and_learns(capsys):
-    """The smoke run; the error of the boxes falls on digits that it was not trained on."""
+def test_demo_runs(capsys):
+    """The smoke run."""
     threads = torch.get_num_threads()
     try:
-        result = demo.main(["--smoke", "--threads", "1"])
+        demo.main(["--smoke", "--threads", "1"])
     finally:
         torch.set_num_threads(threads)
-    assert result["after"] < 0.9 * result["before"]
     assert "COCO AP" in capsys.readouterr().out

@@ -10,9 +10,11 @@ pytest.importorskip("sklearn")
 pytest.importorskip("pycocotools")
 pytest.importorskip("pandas")
 
-from ghm_triton.detection import checkpoint, coco, digits, evaluate, predict, train
-from ghm_triton.detection.evaluation import average_precision, detect
-from ghm_triton.detection.small import small_retinanet
+from ghm_triton.detection import digits, evaluate, predict, train
+from ghm_triton.detection.data import coco
+from ghm_triton.detection.models.small import small_retinanet
+from ghm_triton.detection.training import checkpoint
+from ghm_triton.detection.training.evaluation import average_precision, detect
 
 
 @pytest.fixture
@@ -39,37 +41,37 @@ def run(data, *more):
 
 def test_missing_data_is_named(tmp_path, capsys):
     assert run(tmp_path / "nothing") == 1
-    assert "expected one" in (text := capsys.readouterr().err) and "instances_train*.json, got none" in text
+    assert "must have one" in (text := capsys.readouterr().err) and "instances_train*.json, got none" in text
 
 
 @pytest.mark.parametrize(
     "option, value, expected",
     [
-        ("--batch-size", "0", "a whole number from 1, got '0'"),
-        ("--epochs", "two", "a whole number from 1, got 'two'"),
-        ("--warmup", "-1", "a whole number from 0, got '-1'"),
-        ("--lr", "0", "a finite number above 0, got '0'"),
-        ("--clip", "nan", "a finite number above 0, got 'nan'"),
-        ("--flip", "1.5", "a finite number from 0 up to 1, got '1.5'"),
-        ("--exponent", "1.5", "a finite number from 0 up to 1, got '1.5'"),
-        ("--device", "gpu", "auto, cpu, cuda or cuda:N"),
-        ("--device", "cuda:64", "auto, cpu, cuda or cuda:N"),
+        ("--batch-size", "0", "must be a whole number from 1, got '0'"),
+        ("--epochs", "two", "must be a whole number from 1, got 'two'"),
+        ("--warmup", "-1", "must be a whole number from 0, got '-1'"),
+        ("--lr", "0", "must be a finite number above 0, got '0'"),
+        ("--clip", "nan", "must be a finite number above 0, got 'nan'"),
+        ("--flip", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
+        ("--exponent", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
+        ("--device", "gpu", "must be auto, cpu, cuda or cuda:N"),
+        ("--device", "cuda:64", "must be auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_a_wrong_value_of_an_option_is_named_before_anything_is_done(tmp_path, capsys, option, value, expected):
     with pytest.raises(SystemExit) as stop:
         train.main(["--data", str(tmp_path), "--output", str(tmp_path / "run"), option, value])
-    assert stop.value.code == 2 and f"argument {option}: expected {expected}" in capsys.readouterr().err
+    assert stop.value.code == 2 and f"argument {option}: {expected}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda content: content.pop("images"), "expected a list 'images', got NoneType"),
+        (lambda content: content.pop("images"), "must have a list 'images', got NoneType"),
         (lambda content: content["annotations"][1].pop("bbox"), r"annotations\[1\] lacks bbox"),
-        (lambda content: content["images"].append(content["images"][0]), "expected images with different ids, got 1"),
-        (lambda content: content.update(categories=[]), "expected categories with different ids, got an empty list"),
+        (lambda content: content["images"].append(content["images"][0]), "must have images with different ids, got 1"),
+        (lambda content: content.update(categories=[]), "must have categories with different ids, got an empty list"),
     ],
 )
 def test_malformed_annotations_are_named(data, annotations, edit, message):
@@ -81,7 +83,7 @@ def test_malformed_annotations_are_named(data, annotations, edit, message):
 def test_annotations_that_are_no_json(data, annotations, capsys):
     annotations.write_text('{"images": [')
     assert run(data) == 1
-    assert "expected JSON, got" in capsys.readouterr().err
+    assert "must be JSON, got" in capsys.readouterr().err
 
 
 def test_missing_images_are_counted(data, annotations):
@@ -181,28 +183,26 @@ def test_unreadable_images_are_replaced_and_counted(data, annotations):
 def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, capsys):
     other = tmp_path / "other.pt"
     torch.save(small_retinanet(3).state_dict(), other)
-    with pytest.raises(
-        ValueError, match="expected a file of ghm_triton.detection.train, format 1, got .*: format None"
-    ):
+    with pytest.raises(ValueError, match="must be a file of ghm_triton.detection.train, format 1, got .*: format None"):
         checkpoint.load_checkpoint(other)
     other.write_bytes(b"no checkpoint at all")
     assert predict.main([str(other), "picture.png"]) == 1
     assert evaluate.main([str(tmp_path / "nothing.pt"), "--data", str(data)]) == 1
     text = capsys.readouterr().err
-    assert "expected a file of ghm_triton.detection.train" in text and "nothing.pt, which is none" in text
+    assert "must be a file of ghm_triton.detection.train" in text and "nothing.pt, where there is none" in text
 
 
 def test_resuming_with_other_settings_is_refused(data, capsys):
     assert run(data) == 0
     assert run(data) == 1 and "exists; --resume goes on" in capsys.readouterr().err
     assert run(data, "--resume", "--loss", "focal") == 1
-    assert "expected a checkpoint with loss 'focal', got 'ghm'" in capsys.readouterr().err
+    assert "loss must be 'ghm' as in the checkpoint, got 'focal'" in capsys.readouterr().err
     path = data.parent / "run" / "checkpoint.pt"
     state = checkpoint.load_checkpoint(path)
     state["model"] = small_retinanet(3).state_dict()
     checkpoint.save_checkpoint(path, state)
     assert evaluate.main([str(path), "--data", str(data)]) == 1
-    assert "its weights are not those of small" in capsys.readouterr().err
+    assert "must have the weights of small" in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
-"""Losses by name, GHM-C in an FCOS, the pre-training, the comparison's plan, and the module for mmdetection."""
+"""Losses by name, GHM-C in an FCOS, the pre-training, and the module for mmdetection."""
 
 import importlib
-import math
 import sys
 import types
 
@@ -21,11 +20,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import sigmoid_focal_loss
 
 from ghm_triton.detection import harmonize
-from ghm_triton.detection.builder import build_model
-from ghm_triton.detection.digits import STYLES, DigitScenes
-from ghm_triton.detection.losses import CrossEntropyLoss, SmoothL1Loss, use_losses
+from ghm_triton.detection.data.digit_drawing import STYLES
+from ghm_triton.detection.data.digit_scenes import DigitScenes
+from ghm_triton.detection.losses import CrossEntropyLoss, LossOptions, SmoothL1Loss, use_losses
+from ghm_triton.detection.models.builder import build_model
+from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import DigitCrops, pretrain
-from ghm_triton.detection.small import SmallBackbone, small_retinanet
 
 
 def small_fcos():
@@ -47,7 +47,7 @@ def fcos_batch():
 def test_fcos_classifies_with_ghmc_over_all_locations(fcos_batch):
     plain = small_fcos().train()
     expected_boxes = plain(*fcos_batch)
-    model = harmonize(plain, momentum=0.0)
+    model = harmonize(plain, GHMCLoss(momentum=0.0))
     seen = {}
     original = model.head.classification_loss.forward
     model.head.classification_loss.forward = lambda *inputs: seen.update(inputs=inputs) or original(*inputs)
@@ -72,9 +72,15 @@ def test_fcos_keeps_the_names_of_its_checkpoint():
     added = {"head.classification_loss.running_counts"}
     assert set(model.state_dict()) == set(plain.state_dict()) | added
     model.load_state_dict(plain.state_dict())
-    with pytest.raises(ValueError, match="box_loss: expected 'model' for an FCOS.* got 'ghmr'"):
-        use_losses(small_fcos(), "ghm", "ghmr")
-    assert use_losses(small_fcos(), "ghm").head.regression_loss is None
+    assert use_losses(small_fcos(), LossOptions()).head.regression_loss is None
+
+
+def test_an_fcos_takes_no_box_loss():
+    with pytest.raises(ValueError, match="regression_loss must be left out for an FCOS.* got GHMRLoss"):
+        harmonize(small_fcos(), GHMCLoss(), GHMRLoss())
+    for name, value in (("box_loss", "ghmr"), ("box_loss_weight", 2.0)):
+        with pytest.raises(ValueError, match=f"{name} must be left out for an FCOS"):
+            use_losses(small_fcos(), LossOptions(**{name: value}))
 
 
 def test_cross_entropy_is_the_focal_loss_without_focus():
@@ -107,31 +113,32 @@ def test_smooth_l1_is_the_mean_over_coordinates():
 
 def test_names_choose_the_losses():
     def kinds(*names, **options):
-        head = use_losses(small_retinanet(4), *names, **options).head
-        return type(head.classification_loss), type(head.regression_loss)
+        head = use_losses(small_retinanet(4), LossOptions(*names, **options)).head
+        return tuple(type(getattr(head, name, None)) for name in ("classification_loss", "regression_loss"))
 
     none = type(None)
     assert kinds("ghm") == (GHMCLoss, GHMRLoss)
     assert kinds("ghmc") == (GHMCLoss, none)
     assert kinds("focal") == (none, none)
     assert kinds("ce", "smooth_l1", box_loss_weight=2.0) == (CrossEntropyLoss, SmoothL1Loss)
-    plain = use_losses(small_retinanet(4), "ghmc", "asl1", mu=0.1, box_loss_weight=2.0).head.regression_loss
-    tempered = use_losses(small_retinanet(4), "ghm", exponent=0.5).head
+    plain = LossOptions("ghmc", "asl1", mu=0.1, box_loss_weight=2.0)
+    plain = use_losses(small_retinanet(4), plain).head.regression_loss
+    tempered = use_losses(small_retinanet(4), LossOptions(exponent=0.5)).head
     assert (tempered.classification_loss.exponent, tempered.regression_loss.exponent) == (0.5, 0.5)
     assert (plain.bins, plain.momentum, plain.mu, plain.loss_weight) == (1, 0.0, 0.1, 2.0)
-    for names, message in ((["ohem"], "loss: expected one of"), (["ce", "l2"], "box_loss: expected one of")):
+    for names, message in ((["ohem"], "loss must be one of"), (["ce", "l2"], "box_loss must be one of")):
         with pytest.raises(ValueError, match=message):
-            use_losses(small_retinanet(4), *names)
-    with pytest.raises(ValueError, match="box_loss_weight: expected 1 for the model's own loss, got 2.0"):
-        use_losses(small_retinanet(4), "focal", box_loss_weight=2.0)
-    with pytest.raises(ValueError, match="model: expected one of .*retinanet_resnet50_fpn_v2.* got 'yolo'"):
+            LossOptions(*names)
+    with pytest.raises(ValueError, match="box_loss_weight must be 1 for the model's own loss, got 2.0"):
+        LossOptions("focal", box_loss_weight=2.0)
+    with pytest.raises(ValueError, match="model must be one of .*retinanet_resnet50_fpn_v2.* got 'yolo'"):
         build_model("yolo", 3)
 
 
 def test_sync_reaches_the_losses():
-    head = harmonize(small_retinanet(4), sync=True).head
-    assert head.classification_loss.sync and head.regression_loss.sync
-    assert not harmonize(small_retinanet(4)).head.classification_loss.sync
+    for sync in (True, False):
+        head = use_losses(small_retinanet(4), LossOptions(), sync=sync).head
+        assert head.classification_loss.sync == head.regression_loss.sync == sync
 
 
 def test_hard_scenes_have_more_and_fainter_digits():
@@ -160,67 +167,6 @@ def test_crops_depend_on_seed_and_index_and_have_all_labels():
     image, label = DigitCrops(5, split="train")[3]
     assert torch.equal(image, crops[3][0]) and label == crops[3][1] and image.shape == (3, 32, 32)
     assert not torch.equal(image, DigitCrops(5, split="train", seed=1)[3][0])
-
-
-def test_comparison_chooses_from_the_grid_and_goes_on(tmp_path, capsys):
-    """Rows that are there are skipped; what is reported has the rate and weight of the best of the grid."""
-    from perf import accuracy, accuracy_plan
-
-    def do(stages):
-        """Append rows of an AP that is greatest at (rate, weight), as long as there is something to do."""
-        for _ in range(20):
-            left = [run for run in accuracy_plan.plan(table.read(), stages=stages, **common) if run not in done]
-            for run in left:
-                distance = abs(math.log(run.rate / rate)) + abs(math.log(run.box_weight / weight))
-                table.append(vars(run) | {"AP": 50 - distance})
-                done.append(run)
-            if not left:
-                return
-
-    common = {"names": ["focal + SL1", "GHM-C + SL1"], "classes": [10], "steps": 4, "seeds": 2, "ablation_seeds": 1}
-    rate, weight = accuracy_plan.RATES[0], accuracy_plan.BOX_WEIGHTS[-1]
-    table, done = accuracy.Table(tmp_path / "a.csv", accuracy.COLUMNS, accuracy_plan.KEY), []
-    do(["grid"])
-    assert {(run.stage, run.steps, run.seed) for run in done} == {("grid", 2, 0)}
-    # From the four in the middle to the corner, by one neighbour at a time, for each of the losses; 16 in all.
-    assert len(done) == len(set(done)) and 2 * 8 <= len(done) < 2 * 16
-    assert set(accuracy_plan.runs_of(table.read())) == set(done)
-    assert accuracy_plan.reported(table.read()).empty and "focal" not in accuracy_plan.markdown(table.read())
-    grid, done[:] = list(done), []
-    do(["main", "ablation"])
-    assert not set(grid) & set(done)
-    assert {(run.rate, run.box_weight) for run in done} == {(rate, weight)}
-    assert {(run.stage, run.steps, run.seed) for run in done} == {("main", 4, 1), ("main", 4, 2), ("ablation", 2, 1)}
-    assert [run.stage for run in done].count("main") == 4
-    for stage, steps in (("main", 4), ("ablation", 2)):  # with a rate that would be of an earlier grid
-        table.append(vars(done[0]) | {"stage": stage, "steps": steps, "rate": 1.0, "AP": 99.0})
-    assert set(accuracy_plan.runs_of(accuracy_plan.reported(table.read()))) == set(done)
-    # M 30 and momentum 0.75 are both the paper's setting: one run.
-    assert [run.stage for run in done].count("ablation") == len(accuracy_plan.ABLATIONS["GHM-C + SL1"]) - 1
-
-    out, backbone = str(tmp_path / "b.csv"), str(tmp_path / "backbone.pt")
-    options = ["--smoke", "--steps", "1", "--losses", "focal + SL1", "--classes", "1", "--seeds", "1", "--out", out]
-    assert accuracy.main(options + ["--backbone", backbone]) == 0
-    assert "| 1 | focal + SL1 |" in capsys.readouterr().out
-    done = (tmp_path / "b.csv").read_text()
-    assert (
-        done.count("\nmain,") == 1 and done.count("\n") == 1 + 7 + 1
-    )  # an AP of 0 everywhere: seven cells of the grid
-    assert accuracy.main(options + ["--backbone", backbone]) == 0
-    assert (tmp_path / "b.csv").read_text() == done and (tmp_path / "b.png").exists()
-
-
-def test_comparison_goes_on_after_a_run_that_diverges(tmp_path, capsys, monkeypatch):
-    from perf import accuracy
-
-    def diverge(run, backbone, **options):
-        raise FloatingPointError("the gradient is not finite")
-
-    monkeypatch.setattr(accuracy, "measure", diverge)
-    options = ["--smoke", "--losses", "GHM-C + SL1", "--classes", "1", "--seeds", "1", "--out", str(tmp_path / "a.csv")]
-    assert accuracy.main(options + ["--ablation-seeds", "1"]) == 0
-    output = capsys.readouterr().out
-    assert "the gradient is not finite" in output and "| 1 | 0.0 | 0.0 | 0.0 | nan |" in output
 
 
 def test_importing_the_plugin_registers(monkeypatch):

@@ -11,8 +11,12 @@ pytest.importorskip("sklearn")
 pytest.importorskip("pycocotools")
 pd = pytest.importorskip("pandas")
 
-from ghm_triton.detection import checkpoint, digits, engine, evaluate, predict, train
-from ghm_triton.detection.evaluation import METRICS
+from ghm_triton.detection import digits, evaluate, predict, train
+from ghm_triton.detection.data import digit_drawing, digit_scenes
+from ghm_triton.detection.losses import LossOptions, use_losses
+from ghm_triton.detection.models.small import small_retinanet
+from ghm_triton.detection.training import checkpoint, engine, schedules
+from ghm_triton.detection.training.evaluation import METRICS
 
 FAST = ["--batch-size", "4", "--workers", "0", "--flip", "0.5", "--warmup", "2", "--device", "cpu", "--min-size", "64"]
 
@@ -71,7 +75,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(data, tmp_path, monkeypatch, 
     torch.manual_seed(99)
     assert run(data, tmp_path / "killed", *more, "--resume") == 0
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    for name in ("model", "optimiser", "schedule", "scaler", "random", "log"):
+    for name in ("model", "optimizer", "schedule", "scaler", "random", "log"):
         assert same(whole[name], resumed[name]), name
     assert whole["model"]["head.classification_loss.running_counts"].sum() > 0
     rows = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "killed")]
@@ -123,18 +127,17 @@ def test_processes_share_the_batches_of_one():
     whole = engine.epoch_batches(14, 4, seed=3, epoch=1)
     parts = [engine.epoch_batches(14, 4, seed=3, epoch=1, rank=rank, count=2) for rank in (0, 1)]
     assert [one + two for one, two in zip(*parts)] == whole
-    assert set(sum(whole, [])) == set(range(14)) and {len(batch) for batch in whole} == {4}
+    assert {index for batch in whole for index in batch} == set(range(14)) and {len(batch) for batch in whole} == {4}
     assert engine.epoch_batches(14, 4, seed=3, epoch=2) != whole
     assert [len(batch) for batch in engine.epoch_batches(1, 4, seed=0, epoch=0)] == [4]
 
 
 def test_schedule_warms_up_and_falls():
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = engine.warmup_steps_schedule(optimiser, warmup=4, milestones=[6, 8])
+    optimizer, schedule = schedules.warmup_and_falls(torch.nn.Linear(1, 1), rate=1.0, warmup=4, falls=[6, 8])
     rates = []
     for _ in range(10):
         rates.append(schedule.get_last_lr()[0])
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1 / 3, 1 / 2, 2 / 3, 5 / 6, 1, 1, 0.1, 0.1, 0.01, 0.01])
     options = train.parse(["--output", "x"])
@@ -145,8 +148,8 @@ def test_schedule_warms_up_and_falls():
 _PROCESS = """
 import sys, torch
 torch.set_num_threads(1)
-from ghm_triton.detection.processes import join_processes
-from ghm_triton.detection.engine import Trainer
+from ghm_triton.detection.training.processes import join_processes
+from ghm_triton.detection.training.engine import Trainer
 torch.manual_seed(0)
 sys.path.insert(0, {tests!r})
 from test_detection_train import gradients, scenes
@@ -160,26 +163,22 @@ with join_processes(torch.device("cpu")) as processes:
 
 def scenes():
     """Four images: of 1 and 3 objects for one process, none for the other."""
-    style = digits.SceneStyle(size=64, digits=(1, 3), height=(12, 30))
-    images, targets = map(list, zip(*(digits.DigitScenes(4, split="train", style=style)[index] for index in range(4))))
+    style = digit_drawing.SceneStyle(size=64, digits=(1, 3), height=(12, 30))
+    images, targets = map(list, zip(*digit_scenes.DigitScenes(4, split="train", style=style)))
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     return images, targets[:2] + [empty, empty]
 
 
 def gradients(images, targets, processes, steps=2):
     """Of a harmonized model whose batch norms stand still, after each step, and the losses' counts."""
-    from ghm_triton.detection.losses import use_losses
-    from ghm_triton.detection.small import small_retinanet
-
     torch.manual_seed(0)
-    model = use_losses(small_retinanet(10, size=64), "ghm", sync=True)
+    model = use_losses(small_retinanet(10, size=64), LossOptions(), sync=True)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum, module.train = 0.0, lambda mode=True: module
-            module.training = False
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimiser)
-    trainer = engine.Trainer(model, optimiser, schedule, processes=processes, clip=1e9)
+            module.eval().train = lambda mode=True: None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    trainer = engine.Trainer(model, optimizer, schedule, processes=processes, clip=1e9)
     model.head.train()
     found = []
     for _ in range(steps):
@@ -190,7 +189,7 @@ def gradients(images, targets, processes, steps=2):
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """One of them has all objects, the other none."""
-    from ghm_triton.detection.processes import Processes
+    from ghm_triton.detection.training.processes import Processes
 
     script = tmp_path / "process.py"
     script.write_text(_PROCESS.format(tests=str(__file__.rsplit("/", 1)[0]), folder=tmp_path))

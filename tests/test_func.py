@@ -34,6 +34,22 @@ def test_grad(batch, backend):
         assert torch.equal(moved, expected)
 
 
+@pytest.mark.parametrize("through", ["torch.func.grad", "backward"])
+def test_gradient_through_nested_vmap(through, batch, backend):
+    """The tensors of the inner level do not show that a gradient is wanted: it must not be zero in silence."""
+    x, labels = (tensor.unflatten(0, (2, 3)) for tensor in batch)
+
+    def loss(x, labels):
+        return ghmc_loss(x, labels, bins=10, backend=backend)
+
+    def total(x):
+        return vmap(vmap(loss))(x, labels).sum()
+
+    expected = torch.stack([by_autograd(loss, *one) for one in zip(*batch)]).unflatten(0, (2, 3))
+    found = grad(total)(x) if through == "torch.func.grad" else by_autograd(total, x)
+    assert torch.equal(found, expected)
+
+
 def test_unreduced(batch, backend):
     """jacrev runs vmap over backward: one row of the Jacobian after the other."""
     x, labels = batch[0][0], batch[1][0]

@@ -193,3 +193,35 @@ def test_infinite_deltas(backend, device):
     )
     assert losses.isinf().tolist() == [[True, True, False, False]] and losses[0, 3] == 0
     assert grad.isfinite().all() and grad[0, 0] > 0 > grad[0, 1] and grad[0, 3] == 0
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+@pytest.mark.parametrize("average", [1e-7, 1e-30, 1e-38, 1e-45])
+def test_eval_forgets_a_decayed_average(average, exponent, backend, device):
+    """A region that was last seen long ago: its weight would grow without bound, up to inf and NaN."""
+    x, target = torch.tensor([-3.0, -3.0, 3.0, 0.1], device=device), torch.zeros(4, device=device)
+    options = dict(bins=3, exponent=exponent, backend=backend)
+    decayed, fresh = (ghm_triton.GHMCLoss(**options).to(device).eval() for _ in range(2))
+    decayed.running_counts.copy_(torch.tensor([2.0, 1.0, average, 1.0]))
+    fresh.running_counts.copy_(torch.tensor([2.0, 1.0, 0.0, 1.0]))
+    assert torch.equal(decayed(x, target), fresh(x, target))
+
+
+def test_a_decayed_average_keeps_its_share(backend, device):
+    """In a call without elements of its region, which is not forgotten: so checkpointing sees what the forward saw."""
+    loss = ghm_triton.GHMCLoss(bins=2, exponent=0.5, backend=backend).to(device).eval()
+    loss.running_counts.copy_(torch.tensor([1.0, 1e-8, 1.0]))
+    x, target = torch.full((4,), -3.0, device=device), torch.zeros(4, device=device)
+    # One region has elements; beta is N / (1^0.5 * (1^0.5 + 1e-8^0.5)) and N is 4.
+    expected = 4 / (1 + 1e-4) * torch.nn.functional.softplus(x[0].double())
+    torch.testing.assert_close(loss(x, target).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("variant", ["paper", "mmdet"])
+def test_a_nan_in_the_state_shows(variant, exponent, backend, device):
+    """A state that was damaged must not give a plausible loss on one backend only."""
+    loss = ghm_triton.GHMCLoss(bins=3, variant=variant, exponent=exponent, backend=backend).to(device)
+    loss.running_counts[0] = float("nan")
+    value = loss(torch.tensor([-3.0, 3.0, 0.1], device=device), torch.zeros(3, device=device))
+    assert value.isnan()

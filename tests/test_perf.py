@@ -16,19 +16,21 @@ sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 
 import pandas as pd
 
-from perf.cases import RETINANET_NAME, Case, make_data, plan_cases
-from perf.implementations import Implementation, find_implementations
-from perf.meters import COPY_BYTES, CpuMeter
-from perf.plots import plot
-from perf.reference import Reference
-from perf.report import load, main, markdown, page
-from perf.runs import MODES, LossRun
-from perf.sweep import Effort, plan_groups, sweep
-from perf.table import COLUMNS, KEY, Table
-from perf.tables import compare
+from perf.report.__main__ import main, markdown, page
+from perf.report.plots import plot
+from perf.report.tables import compare, load
+from perf.resumable_csv import ResumableCsv
+from perf.sweep.cases import RETINANET_NAME, Case, plan_cases
+from perf.sweep.columns import COLUMNS, KEY
+from perf.sweep.data import make_data
+from perf.sweep.implementations import Implementation, find_implementations
+from perf.sweep.meters import COPY_BYTES, CpuMeter
+from perf.sweep.reference import Reference
+from perf.sweep.runner import Effort, plan_groups, sweep
+from perf.sweep.timed_calls import MODES, LossCall
 
 CPU = torch.device("cpu")
-EFFORT = Effort(0.01, (3, 10))
+EFFORT = Effort("quick", 0.01, (3, 10))
 CASES = [Case("ghmc", 40, 80), Case("ghmr", 50, 4, bins=10, target="dense")]
 OURS = {one.name: one for one in find_implementations(CPU)}
 
@@ -49,8 +51,8 @@ def path(tmp_path):
     return tmp_path / "sweep.csv"
 
 
-def run(path, meter, cases=CASES, implementations=tuple(OURS.values())) -> pd.DataFrame:
-    sweep(cases, implementations, Table(path), meter, EFFORT)
+def run(path, meter, cases=CASES, implementations=None) -> pd.DataFrame:
+    sweep(cases, implementations or list(OURS.values()), ResumableCsv(path, COLUMNS, KEY), meter, EFFORT)
     return pd.read_csv(path)
 
 
@@ -121,7 +123,8 @@ def test_interrupted_sweep_goes_on(path, meter):
 
 KILLED = """
 import os, signal, sys, pandas, torch
-from perf import meters, table
+from perf.resumable_csv import ResumableCsv
+from perf.sweep import meters
 from tests import test_perf as tests
 
 torch.set_num_threads(1)
@@ -137,7 +140,7 @@ def torn(frame, *args, **options):
     return text
 
 pandas.DataFrame.to_csv = torn
-sweep = table.Table(sys.argv[1])
+sweep = ResumableCsv(sys.argv[1], tests.COLUMNS, tests.KEY)
 tests.sweep(tests.CASES[:1], [tests.OURS["bce"], tests.OURS["eager"]], sweep, meters.CpuMeter(), tests.EFFORT)
 """
 
@@ -156,7 +159,7 @@ def test_killed_sweep_goes_on(path, meter):
 def test_foreign_file_is_left_alone(path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="columns"):
-        Table(path)
+        ResumableCsv(path, COLUMNS, KEY)
     assert path.read_text() == "a,b\n1,2\n"
 
 
@@ -207,7 +210,7 @@ def test_half_gradients_are_checked(dtype):
     case = Case("ghmc", 400, 80, dtype=dtype, distribution="uniform")
     data = make_data(case, CPU)
     reference = Reference(case, data)
-    gradient = LossRun(OURS["eager"], case, data, "backward").check().gradient
+    gradient = LossCall(OURS["eager"], case, data, "backward").check().gradient
     assert reference.accepts(reference.gradient_error("ghm_paper", gradient))
     assert not reference.accepts(reference.gradient_error("ghm_paper", gradient * 1.05))
 
@@ -256,7 +259,7 @@ def test_peak_memory(meter):
 
     case = CASES[0]
     data = make_data(case, CPU)
-    plain, more = (meter.peak_bytes(LossRun(planted("x", call), case, data, "forward")) for call in (bce, hungry))
+    plain, more = (meter.peak_bytes(LossCall(planted("x", call), case, data, "forward")) for call in (bce, hungry))
     assert plain < 100_000 and 10_000_000 <= more < 10_100_000
 
 
@@ -284,7 +287,7 @@ def test_compiled_plan():
 
 
 def test_compiling_is_not_timed(path, meter, monkeypatch):
-    """A first call that takes as long as a compiler does leaves the time, and the number of repetitions, as they are."""
+    """A first call that takes as long as a compiler changes neither the time nor the number of repetitions."""
     monkeypatch.setattr(Case, "compiled", True)
     versions = set()
 

@@ -9,9 +9,10 @@ import torch
 
 pytest.importorskip("pandas")
 
-from perf import gpu_meters
-from perf.gpu_meters import FLUSH_BYTES, CudaMeter, XpuMeter, open_meter
-from perf.runs import Run
+from perf.sweep import gpu_meters
+from perf.sweep.__main__ import main
+from perf.sweep.gpu_meters import FLUSH_BYTES, CudaMeter, XpuMeter, open_meter
+from perf.sweep.timed_calls import TimedCall
 
 SYNC = "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)"
 PROTOTYPE = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
@@ -65,7 +66,7 @@ class FakeModule:
 
     def set_sync_debug_mode(self, mode):
         self.mode = mode
-        warnings.warn(PROTOTYPE)
+        warnings.warn(PROTOTYPE, stacklevel=2)
 
 
 class FakeFlush:
@@ -87,7 +88,7 @@ def meter(request, monkeypatch):
     return made
 
 
-def timed_run(meter, milliseconds=3.0, then=lambda: None) -> Run:
+def timed_call(meter, milliseconds=3.0, then=lambda: None) -> TimedCall:
     fake = meter.module
 
     def timed():
@@ -95,7 +96,7 @@ def timed_run(meter, milliseconds=3.0, then=lambda: None) -> Run:
         fake.clock += milliseconds
         then()
 
-    return Run("forward", timed, lambda: fake.log.append("prepare"))
+    return TimedCall("forward", timed, lambda: fake.log.append("prepare"))
 
 
 def test_device_without_an_index(meter):
@@ -106,7 +107,7 @@ def test_device_without_an_index(meter):
 
 def test_time_is_of_the_run_alone(meter):
     """Neither preparing nor the flush of the cache are timed, and the host waits before it reads the events."""
-    assert meter.milliseconds(timed_run(meter), meter.timers[0]) == 3.0
+    assert meter.milliseconds(timed_call(meter), meter.timers[0]) == 3.0
     assert meter.module.log == ["prepare", "flush", "record", "timed", "record", "synchronize"]
 
 
@@ -117,7 +118,7 @@ def test_peak_is_beyond_what_was_held(meter):
     def allocate():
         fake.peak = max(fake.peak, fake.held + 70)
 
-    assert meter.peak_bytes(timed_run(meter, then=allocate)) == 70
+    assert meter.peak_bytes(timed_call(meter, then=allocate)) == 70
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["runs", "fails"])
@@ -127,8 +128,8 @@ def test_launches_and_waits(meter, monkeypatch, fails):
 
     def waits_twice():
         if fake.mode == "warn":
-            warnings.warn(SYNC)
-            warnings.warn(SYNC)
+            warnings.warn(SYNC, stacklevel=2)
+            warnings.warn(SYNC, stacklevel=2)
         if fails:
             raise RuntimeError("broken")
 
@@ -139,22 +140,34 @@ def test_launches_and_waits(meter, monkeypatch, fails):
     monkeypatch.setattr(gpu_meters, "profile", lambda activities: contextlib.nullcontext(profiler))
     if fails:
         with pytest.raises(RuntimeError, match="broken"):
-            meter.launches_and_waits(timed_run(meter, then=waits_twice))
+            meter.launches_and_waits(timed_call(meter, then=waits_twice))
     else:
         expected = (2, 2 if isinstance(meter, CudaMeter) else None)
-        assert meter.launches_and_waits(timed_run(meter, then=waits_twice)) == expected
+        assert meter.launches_and_waits(timed_call(meter, then=waits_twice)) == expected
     assert fake.mode == "default"
 
 
+def present(count: int) -> types.SimpleNamespace:
+    return types.SimpleNamespace(is_available=lambda: count > 0, device_count=lambda: count)
+
+
 def test_open_meter(monkeypatch):
-    """Of GPUs, "auto" takes the first kind of GPU that is here; what is not here or unknown is an error that says so."""
+    """ "auto" takes the first kind of GPU that is present, else the CPU."""
     for meter in (CudaMeter, XpuMeter):
-        monkeypatch.setattr(meter, "module", types.SimpleNamespace(is_available=lambda: False))
+        monkeypatch.setattr(meter, "module", present(0))
+        monkeypatch.setattr(meter, "__init__", lambda self, device: setattr(self, "asked", device))
     assert open_meter("auto").device.type == "cpu"
-    with pytest.raises(ValueError, match="torch.cuda is not available"):
-        open_meter("cuda:1")
-    with pytest.raises(ValueError, match="got 'tpu'"):
-        open_meter("tpu")
-    monkeypatch.setattr(XpuMeter, "module", types.SimpleNamespace(is_available=lambda: True))
-    monkeypatch.setattr(XpuMeter, "__init__", lambda self, device: setattr(self, "asked", device))
-    assert open_meter("auto").asked == "xpu"
+    monkeypatch.setattr(XpuMeter, "module", present(2))
+    assert open_meter("auto").asked == "xpu" and open_meter("xpu:1").asked == "xpu:1"
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "mps", "xpu", "cuda", "cuda:1", "xpu:2", "cpu:x", ""])
+def test_unknown_and_absent_devices_end_the_command(device, monkeypatch, capsys):
+    """Exit code 2 and a message that names the argument, instead of a traceback."""
+    monkeypatch.setattr(CudaMeter, "module", present(0 if device == "cuda" else 1))
+    monkeypatch.setattr(XpuMeter, "module", present(0 if device == "xpu" else 2))
+    with pytest.raises(SystemExit) as end:
+        main(["--device", device])
+    assert end.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "error: device must be" in message and f"got {device!r}" in message

@@ -73,21 +73,21 @@ OPTIONS = dict(
 )
 
 
-@examples(700)
+@examples(350)
 @given(population=populations("c"), **OPTIONS)
 def test_ghmc_eager(population, device, bins, variant, momentum, reduction, exponent):
     """Any combination of shapes, strides, dtypes, weights and options against the loop."""
     agrees(population, "c", bins, variant, momentum, reduction, exponent, "eager", device)
 
 
-@examples(450)
+@examples(200)
 @given(population=populations("r"), **OPTIONS)
 def test_ghmr_eager(population, device, bins, variant, momentum, reduction, exponent):
     """As above."""
     agrees(population, "r", bins, variant, momentum, reduction, exponent, "eager", device)
 
 
-@examples(60)
+@examples(30)
 @given(population=populations("c"), **OPTIONS)
 def test_ghmc_triton(population, device, bins, variant, momentum, reduction, exponent):
     """As above, in the kernels."""
@@ -95,7 +95,7 @@ def test_ghmc_triton(population, device, bins, variant, momentum, reduction, exp
     agrees(population, "c", bins, variant, momentum, reduction, exponent, "triton", device)
 
 
-@examples(60)
+@examples(30)
 @given(population=populations("r"), **OPTIONS)
 def test_ghmr_triton(population, device, bins, variant, momentum, reduction, exponent):
     """As above."""

@@ -1,4 +1,4 @@
-"""The losses as citizens of PyTorch: gradcheck, autocast, hooks of autograd, and random shapes, strides and values."""
+"""The losses in PyTorch: gradcheck, incoming gradients, changes in place; random shapes, strides and values."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from oracle import harmonize, norms, one_hot, regions
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("variant", ["paper", "mmdet"])
 def test_gradcheck(variant, reduction):
-    """Numeric derivatives in float64, away from the edges, where the weights are the constants that they are meant to be."""
+    """Numeric derivatives in float64, away from the edges, where the weights are constant."""
     x = torch.tensor([[-2.9, 0.4], [1.3, -0.7], [3.1, -5.2]], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([1, -1, 0])
     assert torch.equal(  # 1e-3 to each side is the same region
@@ -28,19 +28,8 @@ def test_gradcheck(variant, reduction):
     torch.autograd.gradcheck(lambda x, aim: ghm_triton.ghmr_loss(x, aim, **options), (x, aim))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast(dtype, backend, device):
-    """The loss of a 16-bit layer's output is the same inside and outside of autocast, and float32."""
-    x = logits(30, 8).to(dtype).to(device)
-    labels = torch.randint(-1, 8, (30,), device=device)
-    outside = ghm_triton.ghmc_loss(x, labels, backend=backend)
-    with torch.autocast(device, dtype=dtype):
-        inside = ghm_triton.ghmc_loss(x, labels, backend=backend)
-    assert inside.dtype == torch.float32 and torch.equal(inside, outside)
-
-
 def test_incoming_gradients(backend, device):
-    """The factor that comes from above is applied on the device, a number or one an element; loss scaling does not overflow."""
+    """The incoming gradient is one number or one per element. Loss scaling does not overflow."""
     x, labels = logits(50, 6).to(device).requires_grad_(), torch.randint(-1, 6, (50,), device=device)
     (plain,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, backend=backend), x)
     (scaled,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, backend=backend) * 65536, x)
@@ -106,7 +95,7 @@ VALUES = st.sampled_from(
 
 @st.composite
 def problems(draw, kind, most):
-    """(input, target, dense, weight, transposed, options): shapes, strides, special values, kinds of target and weight."""
+    """(input, target, dense, weight, transposed, options)."""
     anchors, columns = draw(st.integers(0, most)), draw(st.sampled_from([1, 2, 3, 7, 16, 33]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     x = torch.randn(anchors, columns, generator=generator) * draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]))
@@ -156,26 +145,26 @@ def check(problem, kind, backend, device):
     assert_close(grad[kept], gradient[kept], GRADIENT, tiny)
 
 
-@examples(500)
+@examples(250)
 @given(problem=problems("c", 60))
 def test_random_logits_eagerly(problem):
     check(problem, "c", "eager", "cpu")
 
 
-@examples(300)
+@examples(150)
 @given(problem=problems("r", 60))
 def test_random_deltas_eagerly(problem):
     check(problem, "r", "eager", "cpu")
 
 
-@examples(100)
+@examples(40)
 @given(problem=problems("c", 24))
 def test_random_logits_by_the_kernels(problem):
     pytest.importorskip("triton")
     check(problem, "c", "triton", DEVICE)
 
 
-@examples(100)
+@examples(40)
 @given(problem=problems("r", 24))
 def test_random_deltas_by_the_kernels(problem):
     pytest.importorskip("triton")

@@ -9,7 +9,7 @@ import torch
 from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss
 from oracle import norms
 
-BINS = [2, 10, 11, 12, 19, 20, 25, 30, 50, 100]
+BINS = [2, 10, 11, 12, 19, 25, 30, 50]
 SIGMOID = 4 * 2**-24  # sigmoids of different implementations differ by a few units in the last place of 1
 
 
@@ -100,7 +100,7 @@ def test_class_indices_at_the_edges(bins, backend, device):
     state, leaf = torch.zeros(bins + 1, device=device), x.clone().requires_grad_()
     ghmc_loss(leaf, labels, bins=bins, running_counts=state, backend=backend).backward()
     dense = torch.tensor([0.0, 1.0]).expand(len(x), 2)
-    loss, grad = found_regions("c", x.flatten(), dense.flatten().to(device), bins, backend)
+    loss, _ = found_regions("c", x.flatten(), dense.flatten().to(device), bins, backend)
     assert torch.equal(torch.bincount(loss, minlength=bins), state[:bins].cpu().long())
     slope = norms("c", x.cpu(), dense)[2].flatten()
     beta = leaf.grad.cpu().double().flatten() / slope
@@ -108,14 +108,14 @@ def test_class_indices_at_the_edges(bins, backend, device):
     assert ((beta - expected).abs() <= 2e-6 * expected).all()
 
 
-@pytest.mark.parametrize("bins", [1, 2, 3, 10, 30, 100])
+@pytest.mark.parametrize("bins", [1, 2, 3, 30])
 def test_easy_tiles_end_before_the_first_edge(bins, backend, device):
     """Whole tiles of easy negatives skip the region: at their limit the gradient must still find it filled.
 
     An element counted in region 0 but weighed as region 1, which is empty, would lose its gradient.
     """
     limit = torch.logit(torch.tensor(1.0 / max(bins, 2), dtype=torch.float64)).item()
-    x = (limit + torch.linspace(-3e-4, 3e-4, 4096)).clamp(max=limit + 1e-5).to(device)
+    x = (limit + torch.linspace(-3e-4, 3e-4, 2048)).clamp(max=limit + 1e-5).to(device)
     state = torch.zeros(bins + 1, device=device)
     for chunk in (x, x[x < limit - 1e-5][:1024].clone()):
         leaf = chunk.clone().requires_grad_()
@@ -145,7 +145,7 @@ def test_ghmr_at_the_edges(bins, backend, device):
     assert (loss[-3:] == torch.tensor([0, bins - 1, bins - 1])).all()
 
 
-@pytest.mark.parametrize("bins", [1, 2, 13, 14, 15, 29, 30, 31, 62, 63, 126, 510])
+@pytest.mark.parametrize("bins", [1, 2, 13, 14, 15, 30, 62, 63, 510])
 def test_every_number_of_bins(bins, backend, device):
     """Tables are as long as a power of two: one bin more or less than that must not lose a slot."""
     x = torch.logit((torch.arange(bins).double() + 0.5) / bins).float().to(device)  # one element a region

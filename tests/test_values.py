@@ -28,14 +28,14 @@ def labels(anchors, classes, seed=1):
     return torch.where(torch.rand(anchors, generator=generator) < 0.34, background, found)
 
 
-# Kernel tiles hold 256 (accumulate) and 2,048 elements (gradient): sizes around both, and 32 programs that walk several
+# Kernel tiles hold 256 (accumulate) and 2,048 elements (gradient): sizes around both, and programs that walk several
 # tiles. Columns: 1, one that divides no tile, one that does, the usual ones around 80, and more than a tile.
-SHAPES = [(1, 1), (85, 3), (256, 1), (257, 1), (51, 5), (64, 4), (25, 80), (26, 80), (103, 81), (7, 300), (1, 2049)]
+SHAPES = [(1, 1), (85, 3), (256, 1), (257, 1), (51, 5), (64, 4), (25, 80), (26, 80), (13, 81), (7, 300), (1, 2049)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["index", "dense", "soft"])
-def test_ghmc_shapes_and_targets(shape, kind, backend, device):
+def test_ghmc_shapes_and_targets(shape, kind, backend, device, two_programs):
     """Tails of tiles, labels at tile borders, and targets that are read in other ways than class indices."""
     x, target = logits(*shape), labels(*shape)
     if kind != "index":
@@ -134,21 +134,22 @@ def test_float64_is_exact_to_float64(device):
     assert_close(grad, gradient, 1e-12)
 
 
-def test_levels_are_one_population(backend, device):
+def test_levels_are_one_population(backend, device, two_programs):
     """A pyramid has one density: value and gradients are those of the concatenation; with enough rows to fold them."""
-    sizes = [60, 0, 230, 1, 2700, 2750, 2800]  # 1, 0, 3, 1, 32, 32 and 32 programs: more rows than harmonize takes
+    sizes, bins = [60, 0, 230, 1, 200], 300  # 1, 0, 2, 1 and 2 programs: more rows of 512 slots than harmonize takes
     parts = [logits(n, 3, seed=n, mean=-6, std=1) for n in sizes]
     aims = [labels(len(part), 3, seed=i) for i, part in enumerate(parts)]
     weights = [torch.arange(len(part)) % 4 > 0 for part in parts]
     whole, aim, weight = torch.cat(parts), torch.cat(aims), torch.cat(weights)
     for reduction in ("mean", "none"):
-        options = dict(reduction=reduction, backend=backend, device=device)
+        options = dict(reduction=reduction, bins=bins, backend=backend, device=device)
         value, grads = evaluate(ghm_triton.ghmc_loss, parts, aims, weights, **options)
         expected, gradient = evaluate(ghm_triton.ghmc_loss, whole, aim, weight, **options)
         value = torch.cat(value) if reduction == "none" else value
         assert_close(value, expected, LOSS)
         assert_close(torch.cat(grads), gradient, GRADIENT)
-    check_ghmc(whole, aim, weight, backend=backend, device=device)
+    whole = clear_of_edges("c", whole, one_hot(aim, 3), bins)
+    check_ghmc(whole, aim, weight, bins=bins, backend=backend, device=device)
 
 
 def test_levels_of_ghmr(backend, device):
@@ -163,10 +164,10 @@ def test_levels_of_ghmr(backend, device):
     assert_close(torch.cat(grads), gradient, GRADIENT)
 
 
-def test_many_tiles_a_program(backend, device):
-    """More than 16 tiles a program and more than 64 programs: the outer loops of accumulate and fold run."""
-    x, target = logits(3600, 40, mean=-7, std=1), labels(3600, 40)
-    target[torch.arange(3600) % 200 > 0] = -1
+def test_many_tiles_per_program(backend, device, two_programs):
+    """More than 16 tiles per program: the outer loop of accumulate runs."""
+    x, target = logits(220, 40, mean=-7, std=1), labels(220, 40)
+    target[torch.arange(220) % 20 > 0] = -1
     x = clear_of_edges("c", x, one_hot(target, 40), 30)
     check_ghmc(x, target, backend=backend, device=device)
 
@@ -181,7 +182,7 @@ def test_target_of_ghmr_gets_the_opposite_gradient(backend, device):
 @pytest.mark.parametrize("make", ["transposed", "strided", "expanded", "offset"])
 def test_strides(make, backend, device):
     """Inputs that are not contiguous, or not aligned to 16 bytes, give the numbers of their contiguous copies."""
-    base = logits(64, 64)
+    base = logits(24, 64)
     x = {
         "transposed": lambda: base.T,
         "strided": lambda: base[::2, 1::3],
@@ -225,10 +226,11 @@ def test_one_region_is_binary_cross_entropy(backend, device):
 def test_exponent(variant, reduction, backend, device):
     """Tempered densities, of one call and averaged, with regions that are empty in a call and not in the average."""
     options = dict(backend=backend, device=device, variant=variant, reduction=reduction)
-    x, target = logits(300, 5), labels(300, 5)
+    x, target = logits(50, 5), labels(50, 5)
+    x = clear_of_edges("c", x, one_hot(target, 5), 30)
     for exponent in (0, 0.25, 0.5, 0.9, 1):
         check_ghmc(x, target, exponent=exponent, **options)
-        check_ghmr(x, torch.zeros(300, 5), exponent=exponent, **options)
+        check_ghmr(x, torch.zeros(50, 5), exponent=exponent, **options)
     state = torch.zeros(30 + (variant == "paper"))
     for shift in (4.0, 0.0, -2.0):
         check_ghmc(x + shift, target, exponent=0.5, momentum=0.5, running_counts=state, **options)
@@ -236,8 +238,8 @@ def test_exponent(variant, reduction, backend, device):
 
 def test_exponent_1_is_the_paper_to_the_bit(backend, device):
     """The weights are N / (R_j M), rounded once: one region has the weight 1 and gives the losses to weigh."""
-    target = labels(300, 5)
-    x = clear_of_edges("c", logits(300, 5), one_hot(target, 5), 30)
+    target = labels(60, 5)
+    x = clear_of_edges("c", logits(60, 5), one_hot(target, 5), 30)
     options = dict(reduction="none", backend=backend, device=device)
     region = regions("c", x, one_hot(target, 5), 30)
     beta = (x.numel() / (region.flatten().bincount(minlength=30).double() * 30))[region].float()
@@ -251,7 +253,7 @@ def test_exponent_1_is_the_paper_to_the_bit(backend, device):
 
 def test_exponent_0_is_cross_entropy_and_asl1(backend, device):
     """Whatever the density: with empty regions, and with an average that differs from the call."""
-    x, target, mu = logits(300, 5), torch.rand(300, 5, generator=torch.Generator().manual_seed(2)).round(), 0.02
+    x, target, mu = logits(60, 5), torch.rand(60, 5, generator=torch.Generator().manual_seed(2)).round(), 0.02
     state = torch.rand(31, generator=torch.Generator().manual_seed(3)) * 100
     options = dict(exponent=0, backend=backend, device=device)
     value, grad = evaluate(ghm_triton.ghmc_loss, x, target, **options)
@@ -264,7 +266,7 @@ def test_exponent_0_is_cross_entropy_and_asl1(backend, device):
     ratio = each.double().cpu() / F.binary_cross_entropy_with_logits(x.double(), target.double(), reduction="none")
     assert_close(ratio, ratio[0, 0].expand_as(ratio), GRADIENT)  # one factor, N over what the average adds up to
 
-    value, grad = evaluate(ghm_triton.ghmr_loss, x, torch.zeros(300, 5), mu=mu, **options)
+    value, grad = evaluate(ghm_triton.ghmr_loss, x, torch.zeros(60, 5), mu=mu, **options)
     wide = x.double().requires_grad_()
     expected = ((wide * wide + mu * mu).sqrt() - mu).mean()
     expected.backward()
@@ -284,7 +286,7 @@ def test_exponent_by_hand(backend, device):
 @pytest.mark.parametrize("exponent", [0.5, 0.0])
 def test_scale_free(exponent, backend, device):
     """All counts four times as large: the same weights; their mean is 1 without an average."""
-    x, target = logits(300, 5), torch.rand(300, 5, generator=torch.Generator().manual_seed(2)).round()
+    x, target = logits(60, 5), torch.rand(60, 5, generator=torch.Generator().manual_seed(2)).round()
     options = dict(exponent=exponent, backend=backend, device=device)
     once, _ = evaluate(ghm_triton.ghmc_loss, x, target, **options)
     more, _ = evaluate(ghm_triton.ghmc_loss, x.repeat(4, 1), target.repeat(4, 1), **options)
@@ -292,18 +294,18 @@ def test_scale_free(exponent, backend, device):
 
 
 @pytest.mark.parametrize("x", [-11.5, -20.0, -60.0, 11.5, 60.0, -0.0], ids=str)
-def test_constant_input(x, backend, device):
+def test_constant_input(x, backend, device, two_programs):
     """Rounding errors of equal terms add up, where those of others cancel: sums must be better than naive ones."""
-    full = torch.full((9000,), x)
-    check_ghmc(full, torch.zeros(9000), backend=backend, device=device)
-    check_ghmc(full, torch.ones(9000), backend=backend, device=device)
-    check_ghmr(full, torch.zeros(9000), backend=backend, device=device)
+    full = torch.full((3000,), x)  # 6 tiles per program
+    check_ghmc(full, torch.zeros(3000), backend=backend, device=device)
+    check_ghmc(full, torch.ones(3000), backend=backend, device=device)
+    check_ghmr(full, torch.zeros(3000), backend=backend, device=device)
 
 
 def test_easy_negatives(backend, device):
     """99.9% of the losses are near 1e-5, and must keep their relative accuracy beside the others."""
-    x = logits(200, 80, mean=-11.5, std=0.3)
-    target = torch.full((200,), -1)
+    x = logits(40, 80, mean=-11.5, std=0.3)
+    target = torch.full((40,), -1)
     target[::10] = 3
     x[7, 7], x[30, 4] = 2.0, -1.0
     check_ghmc(x, target, backend=backend, device=device)
@@ -340,20 +342,6 @@ def test_counts_are_exact_past_2_to_24(device):
     assert state[0].item() == 2**24 + 4
 
 
-def test_same_bits_twice(backend, device):
-    """Atomic sums of floats, or threads that race, would show here."""
-    x, target = logits(300, 20), labels(300, 20)
-    for reduction in ("mean", "none"):
-        runs = [
-            evaluate(ghm_triton.ghmc_loss, x, target, reduction=reduction, backend=backend, device=device)
-            for _ in range(2)
-        ]
-        assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
-    aim = logits(300, 4, seed=2)
-    runs = [evaluate(ghm_triton.ghmr_loss, aim * 1.01, aim, backend=backend, device=device) for _ in range(2)]
-    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
-
-
 def test_value_does_not_depend_on_gradients(backend, device):
     """The loss is the same number under no_grad, and for inputs that need no gradient."""
     x, target = logits(100, 8).to(device), labels(100, 8).to(device)
@@ -367,3 +355,11 @@ def test_inputs_are_not_written_to(backend, device):
     copies = x.clone(), target.clone(), weight.clone()
     ghm_triton.ghmc_loss(x.requires_grad_(), target, weight, backend=backend).backward()
     assert all(torch.equal(a, b) for a, b in zip((x.detach(), target, weight), copies))
+
+
+def test_a_sum_of_weights_that_is_nan(backend, device):
+    """inf - inf: "mmdet" divides by the sum, and a plausible loss would be wrong."""
+    x = logits(8, 4).to(device)
+    weight = torch.ones(8, device=device)
+    weight[2], weight[5] = float("inf"), float("-inf")
+    assert ghm_triton.ghmr_loss(x, torch.zeros_like(x), weight, variant="mmdet", backend=backend).isnan()

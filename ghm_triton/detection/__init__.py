@@ -1,5 +1,16 @@
-"""Single-stage detectors of torchvision trained with GHM-C and GHM-R; needs the extra `detection`."""
+"""Single-stage detectors of torchvision trained with GHM-C and GHM-R. Needs the extra `detection`.
 
-from .retinanet import harmonize
+The commands are modules of this package: `digits`, `pretrain`, `train`, `evaluate`, `predict` and `demo`. The folders
+hold what they share: `data`, `models`, `heads` and `training`.
+"""
+
+try:
+    import torchvision  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f'ghm_triton.detection needs torchvision, which is not installed: pip install "ghm-triton[detection]" ({error})'
+    ) from error
+
+from .heads import harmonize
 
 __all__ = ["harmonize"]

@@ -10,11 +10,12 @@ import sys
 
 from tqdm import tqdm
 
-from .builder import build_from
-from .checkpoint import load_checkpoint
-from .coco import CocoBoxes, locate_split
-from .evaluation import average_precision, detect
-from .options import device
+from .argument_types import device
+from .data.coco import CocoBoxes
+from .data.split_files import locate_split
+from .models.builder import build_from
+from .training.checkpoint import load_checkpoint
+from .training.evaluation import average_precision, detect
 
 _CHUNK = 64  # images between two steps of the progress bar
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
-from .builder import build_from
-from .checkpoint import load_checkpoint
-from .coco import read_image
-from .options import device, real
+from .argument_types import device, real
+from .data.coco import read_image
+from .models.builder import build_from
+from .training.checkpoint import load_checkpoint
 
 
 def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshold: float) -> tuple[list[dict], Tensor]:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .digits import SPLITS, SceneStyle, draw_crop
-from .small import SmallBackbone
+from .data.digit_drawing import SPLITS, SceneStyle, draw_crop
+from .models.small import SmallBackbone
 
 CROP = SceneStyle(size=32, height=(16, 32), contrast=(0.4, 1.0), window=(48, 200))
 
@@ -23,7 +23,7 @@ class DigitCrops(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < self.count:
-            raise IndexError(f"index: expected 0..{self.count - 1}, got {index}")
+            raise IndexError(f"index must be in 0..{self.count - 1}, got {index}")
         random = numpy.random.default_rng([self.seed, SPLITS.index(self.split), index, 1])
         picture, label = draw_crop(random, self.split, CROP)
         return torch.from_numpy(picture).permute(2, 0, 1).float() / 255, label
@@ -47,13 +47,13 @@ class _Classifier(nn.Module):
 def pretrain(backbone: SmallBackbone, *, steps: int = 1500, batch: int = 64, seed: int = 0) -> float:
     """Train `backbone`, all but its pyramid; returns the percentage of 1,000 held-out crops that it gets right."""
     model = _Classifier(backbone).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     loader = DataLoader(DigitCrops(steps * batch, seed=seed), batch_size=batch)
     for images, labels in tqdm(loader, desc="pre-training", unit="step"):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     model.eval()
     with torch.inference_mode():

@@ -7,6 +7,7 @@ RUN gets checkpoint.pt, metrics.csv (COCO's twelve numbers after each epoch), lo
 """
 
 import argparse
+import dataclasses
 import pathlib
 import signal
 import sys
@@ -15,15 +16,17 @@ import warnings
 
 import torch
 
-from .builder import build_model, check_same
-from .checkpoint import load_checkpoint, save_checkpoint
-from .coco import CocoBoxes, Flipped, locate_split
-from .curves import draw_curves, write_metrics
-from .engine import Trainer, epoch_batches, warmup_steps_schedule
-from .evaluation import average_precision, detect, warn_unreadable
-from .losses import BOX_LOSSES, LOSSES, use_losses
-from .options import device, real, whole
-from .processes import Processes, join_processes
+from .argument_types import device, real, whole
+from .data.coco import CocoBoxes, Flipped
+from .data.split_files import locate_split
+from .losses import BOX_LOSSES, LOSSES, LossOptions, use_losses
+from .models.builder import build_model
+from .training.checkpoint import load_checkpoint, save_checkpoint
+from .training.curves import draw_curves, write_metrics
+from .training.engine import Trainer, epoch_batches
+from .training.evaluation import average_precision, detect, warn_unreadable
+from .training.processes import Processes, join_processes
+from .training.schedules import warmup_and_falls
 
 PAPER_EPOCHS, PAPER_STEPS = 14, (9, 12)
 
@@ -73,15 +76,13 @@ class Training:
             backbone_weights=options.backbone_weights if pretrained and options.backbone_weights != "none" else None,
         )
         several = self.processes.count > 1
-        use_losses(model, about["loss"], about["box_loss"], sync=several, **about["loss_options"])
+        use_losses(model, LossOptions(**about["losses"]), sync=several)
         model.to(self.processes.device)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.SGD(parameters, lr=options.lr, momentum=0.9, weight_decay=1e-4)
         steps = len(epoch_batches(len(self.train_data), options.batch_size, seed=0, epoch=0))
         falls = [steps * (epoch - 1) for epoch in milestones(options)]
-        schedule = warmup_steps_schedule(optimiser, warmup=options.warmup, milestones=falls)
+        optimizer, schedule = warmup_and_falls(model, rate=options.lr, warmup=options.warmup, falls=falls)
         torch.manual_seed(options.seed + self.processes.rank)
-        return Trainer(model, optimiser, schedule, processes=self.processes, clip=options.clip, amp=options.amp)
+        return Trainer(model, optimizer, schedule, processes=self.processes, clip=options.clip, amp=options.amp)
 
     def _save(self, *, must: bool = False) -> None:
         state = self.trainer.state_dict() | {"about": self.about}
@@ -149,19 +150,25 @@ def load_data(options: argparse.Namespace) -> tuple[CocoBoxes, CocoBoxes]:
 
 def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
     """What a checkpoint says of its model, and what must be the same to go on from it."""
-    factors = ("class_loss_weight", "box_loss_weight")
-    names = ("bins", "box_bins", "momentum", "mu", "exponent", "variant", *factors)
+    losses = LossOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)})
     return {
         "model": options.model,
         "min_size": options.min_size,
         "max_size": options.max_size,
-        "loss": options.loss,
-        "box_loss": options.box_loss,
-        "loss_options": {name: getattr(options, name) for name in names},
+        "losses": dataclasses.asdict(losses),
         "categories": [{"id": one, "name": data.category_names[one]} for one in data.category_ids],
         "batch_size": options.batch_size,
         "seed": options.seed,
     }
+
+
+def check_same(about: dict, expected: dict) -> None:
+    """Raises a ValueError that names what in the `about` of a checkpoint differs from what is asked for."""
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            check_same(about.get(name, {}), value)
+        elif about.get(name) != value:
+            raise ValueError(f"{name} must be {about.get(name)!r} as in the checkpoint, got {value!r}")
 
 
 def milestones(options: argparse.Namespace) -> list[int]:
@@ -178,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             if options.batch_size % processes.count:
                 raise ValueError(
-                    f"--batch-size: expected a multiple of {processes.count} processes, got {options.batch_size}"
+                    f"--batch-size must be a multiple of the {processes.count} processes, got {options.batch_size}"
                 )
             training = Training(options, processes)
         except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..conventions import FORGOTTEN
 from ..options import Options
 
 
@@ -35,7 +36,8 @@ def _average(
     old = running_counts[: options.bins].double()
     age = 1.0 if options.mmdet else running_counts[-1].double()
     if not options.update:
-        return torch.where(old > 0, old / age, density), None
+        known = (old >= FORGOTTEN) | ((old > 0) & (density == 0))
+        return torch.where(known, old / age, density), None
     new = (momentum * old + (1 - momentum) * density).to(running_counts.dtype)  # what a later call will read
     if options.mmdet:
         state = torch.where(density > 0, new, running_counts)

@@ -1,0 +1,60 @@
+"""What the harmonized heads share."""
+
+import torch
+from torch import Tensor, nn
+
+_BACKGROUND = -1
+
+
+class HarmonizedLosses(nn.Module):
+    """Gives a head of torchvision the parts of another head, and losses with one density over the batch and all levels.
+
+    This is the first base class of a head, in place of torchvision's constructor, which would build new parts.
+    """
+
+    def __init__(
+        self,
+        classification_head: nn.Module,
+        regression_head: nn.Module,
+        classification_loss: nn.Module | None,
+        regression_loss: nn.Module | None,
+    ):
+        nn.Module.__init__(self)
+        self.classification_head = classification_head
+        self.regression_head = regression_head
+        self.classification_loss = classification_loss
+        self.regression_loss = regression_loss
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """A checkpoint of the plain model holds no running counts: the losses then keep theirs."""
+        for name in ("classification_loss", "regression_loss"):
+            loss = getattr(self, name)
+            if loss is not None:
+                for key, value in loss.state_dict(prefix=f"{prefix}{name}.").items():
+                    state_dict.setdefault(key, value)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def match_labels(targets: list[dict[str, Tensor]], matches: Tensor, classes: int) -> Tensor:
+    """The label of each anchor's object, -1 for background and ignored anchors, int64 [images, anchors]."""
+    labels = torch.cat([target["labels"] for target in targets])
+    _check_labels(labels, classes)
+    # The extra label is what the anchors of images without objects point at.
+    labels = torch.cat([labels, labels.new_full((1,), _BACKGROUND)])[object_index(targets, matches)]
+    return torch.where(matches >= 0, labels, _BACKGROUND)
+
+
+def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
+    """The index of each anchor's object among those of all images, [images, anchors]; the first if unmatched."""
+    first, total = [], 0
+    for target in targets:
+        first.append(total)
+        total += len(target["labels"])
+    return matches.clamp(min=0) + torch.tensor(first, device=matches.device)[:, None]
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """GHM-C would take other labels for background. This waits for the device, like torchvision's check of boxes."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.numel():
+        raise ValueError(f"targets must have labels in 0..{classes - 1}, got {wrong[0].item()}")

@@ -1,0 +1,1 @@
+"""Detectors by name, and a small one that trains on a CPU."""

@@ -1,0 +1,66 @@
+"""Detectors by name, and from the checkpoints of `train`."""
+
+from torch import nn
+from torchvision import models
+from torchvision.models.detection import FCOS, RetinaNet
+
+from ..losses import LossOptions, use_losses
+from .small import small_retinanet
+
+SIZES = {"small": (96, 96)}  # shorter and longest side of the images, pixels
+
+
+def build_model(
+    name: str,
+    classes: int,
+    *,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    backbone_weights: str | None = None,
+) -> RetinaNet | FCOS:
+    """Builds a detector for labels 0..classes-1.
+
+    Args:
+        name: "small", or the name of a RetinaNet or FCOS in `torchvision.models.detection`.
+        classes: Number of labels.
+        min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
+            `max_size` pixels. None: 96 for "small", 800 and 1333 for the others.
+        backbone_weights: Name of torchvision's weights to download, for example "DEFAULT". None: random weights.
+
+    Raises:
+        ValueError: `name` is unknown.
+    """
+    shorter, longest = SIZES.get(name, (800, 1333))  # as is usual on COCO
+    shorter = min_size or shorter
+    longest = max_size or max(longest, shorter)
+    if name == "small":
+        return small_retinanet(classes, size=shorter)
+    detectors = models.list_models(models.detection)
+    if name not in detectors or not name.startswith(("retinanet", "fcos")):
+        known = ["small"] + [known for known in detectors if known.startswith(("retinanet", "fcos"))]
+        raise ValueError(f"model must be one of {known}, got {name!r}")
+    options = {"weights": None, "weights_backbone": backbone_weights, "min_size": shorter, "max_size": longest}
+    return models.get_model(name, num_classes=classes, **options)
+
+
+def build_from(state: dict) -> tuple[nn.Module, list[dict]]:
+    """Builds the model of a checkpoint of `train`, in eval mode.
+
+    Returns:
+        The model, and its categories in COCO's format in the order of the labels.
+
+    Raises:
+        ValueError: The checkpoint is of something else.
+    """
+    try:
+        about, weights = state["about"], state["model"]
+        categories = about["categories"]
+        model = build_model(about["model"], len(categories), min_size=about["min_size"], max_size=about["max_size"])
+        use_losses(model, LossOptions(**about["losses"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint must be one of ghm_triton.detection.train, got one without {error}") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint must have the weights of {about['model']}, got others: {error}") from error
+    return model.eval(), categories

@@ -1,0 +1,1 @@
+"""What the commands share to train and evaluate a detector."""

@@ -1,0 +1,71 @@
+"""Checkpoints: written to a temporary name and renamed, so that a file of the final name is always whole."""
+
+import os
+import pathlib
+import pickle
+import random
+
+import numpy
+import torch
+
+FORMAT = 1
+
+
+def save_checkpoint(path: str | pathlib.Path, state: dict) -> None:
+    """Write `state` to `path`; what was there stays as it is until the new file is complete.
+
+    Raises:
+        OSError: it cannot be written (no space, no permission).
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f"{path.name}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state | {"format": FORMAT}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns some of the one into the other
+        temporary.unlink(missing_ok=True)
+        kept = "; the checkpoint that was there is as it was" if path.exists() else ""
+        raise OSError(f"checkpoint {path} cannot be written: {error}{kept}") from error
+
+
+def load_checkpoint(path: str | pathlib.Path) -> dict:
+    """What :func:`save_checkpoint` wrote, on the CPU. No code of the file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint of this package.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint must be a file, got {path}, where there is none")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"checkpoint must be a file of ghm_triton.detection.train, got {path}: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        got = f"format {state.get('format')!r}" if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"checkpoint must be a file of ghm_triton.detection.train, format {FORMAT}, got {path}: {got}")
+    return state
+
+
+def random_state() -> dict:
+    """The states of Python's, NumPy's and PyTorch's generators of this process, in plain types."""
+    name, keys, *rest = numpy.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict) -> None:
+    """Take up what :func:`random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,30 @@
+"""The types of the public arguments."""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import torch
+from torch import Tensor
+
+Levels = Tensor | Sequence[Tensor]
+Variant = Literal["paper", "mmdet"]
+Reduction = Literal["mean", "sum", "none"]
+Backend = Literal["triton", "eager"]
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of :func:`ghm_triton.ghmc_loss` that do not change the type of its result."""
+
+    bins: int
+    momentum: float
+    running_counts: Tensor | None
+    variant: Variant
+    exponent: float
+    backend: Backend | None
+    process_group: "torch.distributed.ProcessGroup | None"
+
+
+class RegressionOptions(CallOptions, total=False):
+    """The options of :func:`ghm_triton.ghmr_loss` that do not change the type of its result."""
+
+    mu: float

@@ -1,0 +1,1 @@
+"""`python -m perf.accuracy`: compares detectors trained with different losses."""

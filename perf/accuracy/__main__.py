@@ -1,0 +1,127 @@
+"""Trains a small RetinaNet with each pair of losses on scenes of digits, and compares their AP.
+
+A row is appended after each run. Started again, the command continues where it stopped. It ends with the tables and a
+figure, beside the CSV.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ghm_triton.detection.training.evaluation import METRICS
+
+from ..arguments import command_parser, minutes, positive_int
+from ..provenance import now, provenance
+from ..resumable_csv import ResumableCsv
+from .figure import plot
+from .plan import COMPARED, EXPONENT, FULL, KEY, OPTIONAL, PAIRS, SMOKE, STAGES, TASKS, Plan, Run, runs_of
+from .tables import describe, tables
+from .training import measure, start_weights
+
+COLUMNS = [*KEY, *METRICS, "curve", "seconds_per_step", "threads", "scenes", "torch", "commit", "measured_at"]
+PRETRAINING_STEPS = 1500
+SMOKE_STEPS = 4
+SMOKE_DEFAULTS = {"steps": SMOKE_STEPS, "scenes": 4, "seeds": 1, "ablation_seeds": 1}
+SMOKE_LOSSES = ["focal + SL1", "GHM-C + GHM-R"]
+SMOKE_EXPONENTS = [1.0, EXPONENT]
+
+
+def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
+    """The runs of the plan that have no row yet, as far as the rows determine the plan."""
+    compared = [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
+    names = ("stages", "tasks", "steps", "seeds", "ablation_seeds")
+    runs = plan.runs(rows, compared=compared, **{name: getattr(options, name) for name in names})
+    done = set(runs_of(rows))
+    return [run for run in runs if run not in done]
+
+
+def train_and_append(run: Run, backbone: dict, table: ResumableCsv, *, scenes: int) -> None:
+    """Do `run` and append its row. A run that diverges gets a row too, as it would diverge again."""
+    try:
+        values = measure(run, backbone, scenes=scenes)
+    except FloatingPointError as error:
+        print(error)
+        values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan}
+    about = {name: value for name, value in provenance().items() if name in COLUMNS}
+    about |= {"threads": torch.get_num_threads(), "scenes": scenes, "measured_at": now()}
+    table.append(dataclasses.asdict(run) | values | about)
+    scores = "AP {AP:.1f}, AP50 {AP50:.1f}, {seconds_per_step:.2f} s/step".format_map(values)
+    print(f"{describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do the runs that are left, as far as time allows, and print the tables. Return the exit code."""
+    parser, options = _parse(arguments)
+    plan = SMOKE if options.smoke else FULL
+    torch.set_num_threads(options.threads)
+    try:
+        table = ResumableCsv(options.out, COLUMNS, KEY)
+    except ValueError as error:
+        parser.error(str(error))
+    started = time.monotonic()
+    backbone, longest = None, 0.0
+    while True:
+        rows = table.read()  # again: another process may have appended
+        left = runs_left(plan, rows, options)
+        elapsed = (time.monotonic() - started) / 60
+        if not left or elapsed + longest > options.max_minutes:
+            break
+        if backbone is None:
+            path = options.backbone or options.out.with_name(f"{options.out.stem}-backbone.pt")
+            backbone = start_weights(path, steps=SMOKE_STEPS if options.smoke else PRETRAINING_STEPS)
+        print(f"{len(left)} runs left: {left[0]}", flush=True)
+        train_and_append(left[0], backbone, table, scenes=options.scenes)
+        longest = max(longest, (time.monotonic() - started) / 60 - elapsed)
+    if left:
+        print(f"{len(left)} runs are left. The same command continues from there.")
+    print("\n".join(tables(rows, plan)))
+    image = options.out.with_suffix(".png")
+    plot(rows, image, plan)
+    print(f"{len(rows)} rows in {options.out}, figure in {image}")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = command_parser("perf.accuracy", __doc__)
+    add = parser.add_argument
+    add("--stages", nargs="+", metavar="STAGE", choices=STAGES, default=list(STAGES), help="parts of the comparison")
+    add("--tasks", nargs="+", metavar="TASK", choices=TASKS, default=list(TASKS), help="data sets")
+    losses = list(dict.fromkeys(losses for losses, _ in COMPARED))
+    add("--losses", nargs="+", metavar="PAIR", choices=PAIRS, default=losses, help="pairs of losses")
+    exponents = sorted({exponent for _, exponent in COMPARED})
+    add(
+        "--exponents",
+        nargs="+",
+        metavar="RHO",
+        type=float,
+        choices=exponents,
+        default=exponents,
+        help="exponents of the tempered density",
+    )
+    add("--seeds", type=positive_int, default=5, help='of each pair of losses in the stage "main"')
+    add("--ablation-seeds", type=positive_int, default=2, help='of each setting in "ablation" and "batch"')
+    add("--steps", type=positive_int, default=800, help='of a run in the stage "main"; other stages take half')
+    add("--scenes", type=positive_int, default=300, help="held out to evaluate on")
+    add("--threads", type=positive_int, default=torch.get_num_threads(), help="of PyTorch")
+    add("--max-minutes", type=minutes, default=math.inf, help="start no run that would end later")
+    add(
+        "--smoke", action="store_true", help="a few runs of 4 steps in a temporary folder, to see that everything works"
+    )
+    add("--out", type=Path, default=Path("perf/results/accuracy-cpu.csv"), help="CSV to continue")
+    add("--backbone", type=Path, help="file of the pre-trained weights; OUT-backbone.pt beside the CSV if not given")
+    if parser.parse_known_args(arguments)[0].smoke:
+        out = Path(tempfile.mkdtemp(prefix="perf-accuracy-")) / "accuracy.csv"
+        parser.set_defaults(out=out, losses=SMOKE_LOSSES, exponents=SMOKE_EXPONENTS, **SMOKE_DEFAULTS)
+    return parser, parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

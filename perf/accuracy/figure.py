@@ -1,0 +1,107 @@
+"""The figure of the comparison: the AP of the table, over the pairs, the steps and the exponent."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from ..legend import PAIR_COLORS
+from .plan import FULL, Plan
+from .tables import SETTING, batch_rows, describe, in_order
+
+OTHER_COLOR = "#000000"
+COLUMNS = 2  # panels side by side
+
+
+def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
+    """Draw the rows that the tables show into `path`; nothing if there are none.
+
+    Panels per task: the AP at the end of each pair, and the AP over the steps. One more: the AP over the exponent, a
+    line per number of images per step.
+    """
+    rows = in_order(plan.reported(rows))
+    main = rows[rows["stage"] == "main"]
+    panels = []
+    for task, own in main.groupby("task", sort=False):
+        panels.append((_draw_ends, f"{task}: AP after training", own))
+        curves = own[[_ends_in_its_score(row) for row in own.itertuples()]]
+        if not curves.empty:
+            panels.append((_draw_curves, f"{task}: AP over the steps", curves))
+    if (rows["stage"] == "batch").any():
+        own = batch_rows(rows)
+        panels.append((_draw_exponents, f"{own['task'].iloc[0]}: AP over the exponent", own))
+    if not panels:
+        return
+    _draw(panels, path)
+
+
+def _draw(panels: list, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = math.ceil(len(panels) / COLUMNS)
+    size = (6.5 * min(COLUMNS, len(panels)), 4.5 * lines)
+    figure, axes = pyplot.subplots(lines, min(COLUMNS, len(panels)), figsize=size, squeeze=False, layout="constrained")
+    for place in axes.flat[len(panels) :]:
+        place.set_axis_off()
+    for (draw, title, rows), place in zip(panels, axes.flat):
+        draw(place, rows)
+        place.set_title(title)
+        place.grid(True, alpha=0.3)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _ends_in_its_score(row) -> bool:
+    """Whether the curve was measured on the scenes of the table. Curves of early rows were measured on others."""
+    return bool(row.curve) and abs(float(row.curve.split(":")[-1]) - float(row.AP)) < 0.006  # two decimals are kept
+
+
+def _draw_ends(axes, rows: pd.DataFrame) -> None:
+    """A bar per pair with the mean over the seeds, and a dot per seed."""
+    settings = list(rows.groupby(SETTING, sort=False))
+    for height, (_, own) in enumerate(settings):
+        scores = own["AP"].astype(float)
+        name = describe(own.iloc[0])
+        axes.barh(height, scores.mean(), color=PAIR_COLORS.get(name, OTHER_COLOR))
+        axes.plot(scores, [height] * len(scores), "o", color="white", markeredgecolor="black", markersize=4)
+        axes.annotate(
+            f" {scores.mean():.1f}", (scores.max(), height), va="center", xytext=(4, 0), textcoords="offset points"
+        )
+    axes.set_yticks(range(len(settings)), [f"{describe(own.iloc[0])}\n{_seeds(own)}" for _, own in settings])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="COCO AP on held-out scenes")
+
+
+def _draw_curves(axes, rows: pd.DataFrame) -> None:
+    """The mean over the seeds, and the range from the lowest to the highest seed."""
+    for _, own in rows.groupby(SETTING, sort=False):
+        points = pd.DataFrame([dict(pair.split(":") for pair in curve.split()) for curve in own["curve"]])
+        points = points.astype(float).rename(columns=int).sort_index(axis=1)
+        name = describe(own.iloc[0])
+        color = PAIR_COLORS.get(name, OTHER_COLOR)
+        axes.plot(points.columns, points.mean(), marker="o", color=color, label=f"{name} ({_seeds(own)})")
+        axes.fill_between(points.columns, points.min(), points.max(), color=color, alpha=0.15)
+    axes.set(xlabel="steps", ylabel="COCO AP on held-out scenes", ylim=(0, None))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
+
+
+def _draw_exponents(axes, rows: pd.DataFrame) -> None:
+    """A line per number of images per step, darker for more images."""
+    batches = sorted(rows["batch"].unique())
+    for index, batch in enumerate(batches):
+        means = rows[rows["batch"] == batch].groupby("exponent")["AP"].agg(lambda scores: scores.astype(float).mean())
+        shade = str(0.75 * (1 - index / max(1, len(batches) - 1)))
+        axes.plot(means.index, means, marker="o", color=shade, label=f"{batch} images per step")
+        axes.plot(means.idxmax(), means.max(), marker="*", markersize=14, color=shade)
+    axes.set(
+        xlabel="exponent (1: the paper, 0: cross entropy and ASL1)", ylabel="COCO AP on held-out scenes", ylim=(0, None)
+    )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
+
+
+def _seeds(rows: pd.DataFrame) -> str:
+    return f"{len(rows)} seed" + ("s" if len(rows) > 1 else "")

@@ -1,0 +1,1 @@
+"""`python -m perf.compiled`: what the compilers make of the kernels."""

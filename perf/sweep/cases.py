@@ -1,0 +1,78 @@
+"""The cases that the sweep measures."""
+
+import dataclasses
+
+import torch
+
+CLASSES = 80
+# RetinaNet at 800 x 1333, padded to 800 x 1344: levels P3 to P7, 9 anchors per cell, batch 2.
+RETINANET = 2 * 9 * (100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11)
+RETINANET_NAME = "RetinaNet 800x1333 batch 2"
+ANCHORS = 100_000  # half an image of RetinaNet at 800 x 1333
+COMPILED_SIZES = (10**6, ANCHORS * CLASSES)
+BASE = {"ghmc": {}, "ghmr": {"bins": 10, "target": "dense"}}  # fields other than the defaults of Case
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One input of the losses. The fields are columns of the CSV."""
+
+    loss: str  # "ghmc" or "ghmr"
+    rows: int  # anchors
+    columns: int  # classes, or 4 box deltas
+    dtype: str = "float32"
+    bins: int = 30
+    target: str = "index"  # GHM-C: "index" (class indices) or "dense" (one-hot); GHM-R: "dense"
+    distribution: str = "trained"  # or "start" (of the training), or "uniform" (over the regions)
+    size: str = ""  # a name, for sizes that have one
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile is timed too, which takes most of a minute per case."""
+        base = Case(self.loss, self.rows, self.columns, distribution=self.distribution, **BASE[self.loss])
+        return self.elements in COMPILED_SIZES and self == base
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+def _named(loss: str, **fields) -> Case:
+    return Case(loss, RETINANET, CLASSES if loss == "ghmc" else 4, size=RETINANET_NAME, **fields)
+
+
+def _sized(loss: str, elements: float, **fields) -> Case:
+    columns = CLASSES if loss == "ghmc" else 4
+    return Case(loss, int(elements) // columns, columns, **fields)
+
+
+def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
+    """The sizes of one base case per loss, and then one factor at a time."""
+    if quick:
+        sizes, at, bins, dtypes = [1e4, 1e5, 1e6], 1e5, [10, 100], ["bfloat16"]
+    else:
+        sizes, at, bins, dtypes = [1e4, 1e5, 1e6, 1e7], 1e6, [5, 10, 20, 30, 40, 100], ["bfloat16", "float16"]
+    if device.type != "cpu":
+        at = max(sizes)
+        sizes, bins = sizes + [1e8], bins + [300]
+        sizes = sizes if quick else sizes + [1e9]
+    cases = []
+    for loss, fields in BASE.items():
+        cases += [_sized(loss, elements, **fields) for elements in sizes]
+        if not quick or device.type != "cpu":
+            cases.append(_named(loss, **fields))
+        variants = [{"bins": number} for number in bins]
+        variants += [{"dtype": dtype} for dtype in dtypes]
+        variants += [{"distribution": distribution} for distribution in ("start", "uniform")]
+        variants += [{"target": "dense"}] if loss == "ghmc" else []
+        cases += [_sized(loss, at, **(fields | variant)) for variant in variants]
+    if not quick:
+        cases += [Case("ghmc", ANCHORS, CLASSES, distribution=name) for name in ("trained", "start", "uniform")]
+    if device.type != "cpu":
+        cases.append(_named("ghmc", dtype="bfloat16"))
+        cases.append(_named("ghmc", distribution="uniform"))
+    return list(dict.fromkeys(cases))

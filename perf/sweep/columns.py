@@ -1,0 +1,42 @@
+"""The columns of the sweep's CSV."""
+
+from .. import provenance
+
+KEY = [  # what was measured; no two rows have the same
+    "loss",
+    "implementation",
+    "mode",
+    "timer",  # "wall", "events" or "graph": see meters.py
+    "size",
+    "rows",
+    "columns",
+    "dtype",
+    "bins",
+    "target",
+    "distribution",
+    "device",
+    "threads",
+]
+VALUES = [
+    "elements",
+    "effort",  # "quick" or "full"
+    "status",  # "ok", "wrong", "out of memory" or "error"; only "ok" has times
+    "detail",
+    "repetitions",
+    "p50_ms",
+    "p20_ms",
+    "p80_ms",
+    "min_bytes",  # arguments read once per pass, gradient written once
+    "gb_per_s",  # min_bytes in p50_ms
+    "copy_gb_per_s",  # of a copy on this device, measured with this case
+    "copy_percent",
+    "ratio_to_bce",  # median over the repetitions of the ratio to binary cross entropy in the same repetition
+    "ratio_p20",
+    "ratio_p80",
+    "peak_extra_bytes",
+    "launches",  # kernels, copies and fills on the device
+    "host_syncs",
+    "loss_error",  # relative; see reference.py
+    "gradient_error",
+]
+COLUMNS = [*KEY, *VALUES, *provenance.COLUMNS, "measured_at"]

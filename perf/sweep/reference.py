@@ -1,0 +1,123 @@
+"""Every formula in float64, and the errors of an implementation.
+
+The error of a loss is relative to the loss, that of a gradient to the largest gradient of its region, so that the
+millions of easy elements, which have small weights, count as much as the few hard ones. Elements whose gradient norm is
+so close to the edge of a region that fp32 may put it on either side are left out.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import Case
+from .data import MU, Data
+from .implementations import ALPHA, BETA, GAMMA
+
+CHUNK = 1 << 22  # elements at a time: fp64 temporaries stay small
+CACHED = 10**8  # elements up to which reference gradients are kept
+NEAR = 1e-6  # of a gradient norm to an edge: fp32 sigmoids differ by 1e-7
+TOLERANCE = 1e-3  # a missed region, weight or factor is off by more, fp32 rounding by far less
+
+
+def bce(x: Tensor, t: Tensor) -> Tensor:
+    return F.softplus(-x) + (1 - t) * x
+
+
+def focal(x: Tensor, t: Tensor) -> Tensor:
+    missing = t * (-x).sigmoid() + (1 - t) * x.sigmoid()
+    return (ALPHA * t + (1 - ALPHA) * (1 - t)) * missing**GAMMA * bce(x, t)
+
+
+def asl1(x: Tensor, t: Tensor) -> Tensor:
+    d = x - t
+    return d * d / ((d * d + MU * MU).sqrt() + MU)
+
+
+def smooth_l1(x: Tensor, t: Tensor) -> Tensor:
+    return F.smooth_l1_loss(x, t, beta=BETA, reduction="none")
+
+
+class Reference:
+    """The float64 numbers of one case.
+
+    Attributes:
+        slack: The largest relative change of the weight of a region by elements at its edges.
+    """
+
+    def __init__(self, case: Case, data: Data):
+        self.case, self.data = case, data
+        self.target = data.one_hot if case.loss == "ghmc" else data.target
+        self._kept = {}
+        counts = torch.zeros(case.bins, dtype=torch.int64, device=data.input.device)
+        edges = torch.zeros(case.bins + 1, dtype=torch.int64, device=data.input.device)
+        for start in range(0, case.elements, CHUNK):
+            region, near, edge = self._regions(start)
+            counts += torch.bincount(region, minlength=case.bins)
+            edges += torch.bincount(edge[near], minlength=case.bins + 1)
+        self.counts = counts.double()
+        at_edges = (edges[:-1] + edges[1:]).double()
+        self.slack = (at_edges / self.counts.clamp(min=1)).max().item()
+
+    def _chunk(self, start: int) -> tuple[Tensor, Tensor]:
+        stop = start + CHUNK
+        x, t = self.data.input.detach().view(-1)[start:stop].double(), self.target.view(-1)[start:stop].double()
+        return x, t
+
+    def _regions(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(region, whether close to an edge inside [0, 1], that edge) of a chunk."""
+        x, t = self._chunk(start)
+        bins = self.case.bins
+        if self.case.loss == "ghmc":
+            scaled = (x.sigmoid() - t).abs() * bins
+        else:
+            scaled = (x - t).abs() / ((x - t) ** 2 + MU * MU).sqrt() * bins
+        edge = scaled.round().long()
+        near = ((scaled - edge).abs() < NEAR * bins) & (edge > 0) & (edge < bins)
+        return scaled.long().clamp_(max=bins - 1), near, edge
+
+    def _terms(self, formula: str, start: int):
+        """(sum of the losses, gradient, region, near) of a chunk."""
+        if (formula, start) in self._kept:
+            return self._kept[formula, start]
+        x, t = self._chunk(start)
+        region, near, _ = self._regions(start)
+        weight = 1 / self.case.elements
+        if formula.startswith("ghm"):
+            regions = (self.counts > 0).sum() if formula == "ghm_mmdet" else self.case.bins
+            weight = (1 / (self.counts * regions))[region]
+        if formula.startswith("ghm"):
+            element = bce if self.case.loss == "ghmc" else asl1
+        else:
+            element = {"bce": bce, "focal": focal, "smooth_l1": smooth_l1}[formula]
+            if formula == "bce":  # also beside GHM-R, on the one-hot
+                t = self.data.one_hot.view(-1)[start : start + CHUNK].double()
+        with torch.enable_grad():
+            total = (element(x.requires_grad_(), t) * weight).sum()
+            (gradient,) = torch.autograd.grad(total, x)
+        terms = total.detach(), gradient, region, near
+        if self.case.elements <= CACHED:
+            self._kept[formula, start] = terms
+        return terms
+
+    def loss_error(self, formula: str, loss: Tensor) -> float:
+        expected = sum(self._terms(formula, start)[0] for start in range(0, self.case.elements, CHUNK))
+        return ((loss.double() - expected).abs() / expected.abs()).item()
+
+    def gradient_error(self, formula: str, gradient: Tensor) -> float:
+        """An error below the smallest number of the gradient's dtype counts as 0."""
+        info = torch.finfo(gradient.dtype)
+        worst, largest = torch.zeros(2, self.case.bins, dtype=torch.float64, device=gradient.device)
+        for start in range(0, self.case.elements, CHUNK):
+            _, expected, region, near = self._terms(formula, start)
+            expected = expected * self.data.scale
+            error = (gradient.view(-1)[start : start + CHUNK].double() - expected).abs()
+            error = (error - info.tiny * info.eps).clamp_(min=0).masked_fill_(near, 0)
+            worst.scatter_reduce_(0, region, error, "amax")
+            largest.scatter_reduce_(0, region, expected.abs(), "amax")
+        relative = torch.where(worst > 0, worst / largest, 0.0)
+        return relative.max().item()
+
+    def accepts(self, *errors: float) -> bool:
+        """Whether rounding explains these errors. It does not explain NaN."""
+        bound = TOLERANCE + self.slack + torch.finfo(self.case.torch_dtype).eps
+        return all(error <= bound for error in errors)
