@@ -1,9 +1,7 @@
-"""The examples of the README and of the docstrings run as they stand."""
+"""The examples of the README, of the documentation, and of the docstrings run as they stand."""
 
 import doctest
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -11,46 +9,30 @@ import torch
 
 import ghm_triton
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLIC = [getattr(ghm_triton, name) for name in ghm_triton.__all__]
+NEEDS = {"torchvision": "torchvision", "transformers": "transformers", "ultralytics": "ultralytics"}
 
 
-def code_under(heading: str) -> str:
-    """The Python block of a section of the README."""
-    section = README.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+def blocks():
+    """The Python blocks of all pages, by page and number."""
+    for page in PAGES:
+        found = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for number, code in enumerate(found, start=1):
+            yield pytest.param(code, id=f"{page.stem}-{number}")
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    """A stand-in for mmdetection's registry; what gets registered, by name."""
-    found = {}
-    registry = types.ModuleType("mmdet.registry")
-    registry.MODELS = types.SimpleNamespace(register_module=lambda name, module, force: found.update({name: module}))
-    monkeypatch.setitem(sys.modules, "mmdet", types.ModuleType("mmdet"))
-    monkeypatch.setitem(sys.modules, "mmdet.registry", registry)
-    return found
-
-
-def test_readme_plain_pytorch():
-    names = {}
-    exec(code_under("In plain PyTorch"), names)
-    assert names["logits"].grad.abs().sum() > 0 and names["deltas"].grad.abs().sum() > 0
-
-
-def test_readme_mmdetection(registered):
-    names = {}
-    exec(code_under("In mmdetection 3.x"), names)
-    assert registered == {"GHMC": ghm_triton.GHMC, "GHMR": ghm_triton.GHMR}
-    assert names["scores"].grad.abs().sum() > 0
-
-
-def test_readme_torchvision():
-    pytest.importorskip("torchvision")
-    box = torch.tensor([[20.0, 20.0, 60.0, 60.0]])
-    names = {"images": [torch.rand(3, 128, 128)], "targets": [{"boxes": box, "labels": torch.tensor([3])}]}
-    exec(code_under("In torchvision"), names)
-    assert all(loss.isfinite() and loss > 0 for loss in names["losses"].values())
+@pytest.mark.slow
+@pytest.mark.parametrize("code", list(blocks()))
+def test_pages(code, capsys, tmp_path, monkeypatch):
+    """Each block runs in a fresh namespace, as pasted, and prints something."""
+    for word, package in NEEDS.items():
+        if word in code:
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("symbol", [s for s in PUBLIC if s is not ghm_triton.register_mmdet], ids=lambda s: s.__name__)

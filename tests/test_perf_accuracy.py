@@ -14,7 +14,7 @@ from perf.accuracy import plan as plans
 from perf.accuracy import training
 from perf.accuracy.plan import BATCH_PAIR, EXPONENT, FULL, KEY, Run, runs_of
 from perf.accuracy.tables import by_batch, describe, tables
-from perf.readme import RESULTS
+from perf.docs import RESULTS
 from perf.resumable_csv import ResumableCsv
 
 PAIRS = [("focal + SL1", 1.0), ("GHM-C + SL1", 1.0)]

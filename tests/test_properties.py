@@ -1,7 +1,7 @@
 """Properties that hold for all inputs: drawn by hypothesis, differentiated numerically, under autocast."""
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -110,8 +110,7 @@ def test_levels_are_their_concatenation(seed, bins, cuts, device):
     generator = torch.Generator().manual_seed(seed)
     whole = torch.randn(sum(cuts), 6, generator=generator).to(device).double()
     target = torch.randint(-1, 6, (len(whole),), generator=generator).to(device)
-    bounds = list(accumulate(cuts, initial=0))
-    pieces = [slice(*pair) for pair in zip(bounds, bounds[1:])]
+    pieces = [slice(*pair) for pair in pairwise(accumulate(cuts, initial=0))]
     leaf, parts = whole.clone().requires_grad_(), [whole[piece].clone().requires_grad_() for piece in pieces]
     value = ghmc_loss(leaf, target, bins=bins)
     value.backward()

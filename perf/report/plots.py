@@ -1,83 +1,112 @@
-"""The plots of perf.report, as PNG."""
+"""The plots of a report, as PNG: one color per implementation, one line style per source."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from .tables import FORWARD_BACKWARD
+from ..legend import COLORS, LABELS, LINE_STYLES, LOSSES
+from ..sweep.cases import BASE, Case
+from .rows import FORWARD_BACKWARD, MODES, TIMERS
 
-BASE = {"dtype": "float32", "distribution": "trained"}  # what the plots show
-LABELS = {
-    "elements": "elements",
-    "bins": "bins",
-    "p50_ms": "ms",
-    "gb_per_s": "GB/s (least bytes)",
-    "ratio_to_bce": "time / binary cross entropy",
-    "peak_extra_bytes": "bytes beyond the inputs, at most",
-}
-SPREAD = {"p50_ms": ("p20_ms", "p80_ms"), "ratio_to_bce": ("ratio_p20", "ratio_p80")}
+SHOWN = {"dtype": "float32", "distribution": "trained"}
+
+
+class Quantity(NamedTuple):
+    """What the vertical axis shows.
+
+    Attributes:
+        column: Its column.
+        title: What is seen.
+        axis: Label of the axis, with the unit.
+        spread: Columns of the 20th and 80th percentile, if there are any.
+        unit: What the column is divided by.
+    """
+
+    column: str
+    title: str
+    axis: str
+    spread: tuple[str, str] | None = None
+    unit: float = 1
+
+
+TIME = Quantity("p50_ms", "time", "milliseconds", ("p20_ms", "p80_ms"))
+RATIO = Quantity(
+    "ratio_to_bce", "time relative to cross entropy", "time / time of cross entropy", ("ratio_p20", "ratio_p80")
+)
+THROUGHPUT = Quantity("gb_per_s", "memory throughput", "GB/s of arguments and gradient")
+MEMORY = Quantity("peak_extra_bytes", "peak memory", "MB beyond the inputs, at most", unit=1e6)
+PLOTS = [
+    *((quantity, "elements") for quantity in (TIME, RATIO, THROUGHPUT, MEMORY)),
+    *((quantity, "bins") for quantity in (TIME, RATIO)),
+]
 
 
 class Plot(NamedTuple):
-    """y over x."""
+    """A picture and what it shows."""
 
-    x: str
-    y: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.y.removeprefix('p50_').removesuffix('_extra_bytes')}-over-{self.x}".replace("_", "-")
+    path: Path
+    title: str
 
 
-PLOTS = [Plot("elements", y) for y in ("p50_ms", "gb_per_s", "ratio_to_bce", "peak_extra_bytes")]
-PLOTS += [Plot("bins", y) for y in ("p50_ms", "ratio_to_bce")]
-
-
-def plot(rows: pd.DataFrame, folder: Path, mode: str = FORWARD_BACKWARD) -> list[Path]:
-    """PLOTS of each loss and kind of timing, in `folder`."""
+def plot(rows: pd.DataFrame, folder: Path, mode: str = FORWARD_BACKWARD) -> list[Plot]:
+    """Draw PLOTS of each loss and kind of timing into `folder`, for fp32 and the logits of a trained head."""
     rows = rows[(rows["mode"] == mode) & (rows["status"] == "ok")]
-    for name, value in BASE.items():
+    for name, value in SHOWN.items():
         rows = rows[rows[name] == value]
-    images = []
+    plots = []
     for (loss, timer), own in rows.groupby(["loss", "timer"]):
-        own = own[own["target"] == ("index" if loss == "ghmc" else "dense")]
+        base = Case(loss, 0, 0, **BASE[loss])
+        own = own[own["target"] == base.target]
+        if own.empty:
+            continue
         bins = own["bins"].mode().iloc[0]
         elements = own.groupby("elements")["bins"].nunique().idxmax()
         subsets = {
             "elements": (own[own["bins"] == bins], f"{bins} bins"),
-            "bins": (own[own["elements"] == elements], f"{elements:.0e} elements"),
+            "bins": (own[own["elements"] == elements], f"{elements:,} elements"),
         }
-        for wanted in PLOTS:
-            data, where = subsets[wanted.x]
-            data = data.dropna(subset=[wanted.y])
-            if data.empty:  # memory that the meter could not tell
+        for quantity, over in PLOTS:
+            data, fixed = subsets[over]
+            data = data.dropna(subset=[quantity.column])
+            if data[over].nunique() < 2:  # a line needs two points; the tables have the one
                 continue
-            path = folder / f"{loss}-{timer}-{wanted.name}.png"
-            title = f"{loss}, {timer} time, {mode.replace('_', ' ')}, fp32, trained head, {where}"
-            _draw(data, wanted, title, path)
-            images.append(path)
-    return images
+            title = f"{LOSSES[loss]}: {quantity.title} over {over}"
+            conditions = f"{MODES[mode]}, fp32, trained head, {fixed}, {TIMERS[timer]}"
+            path = folder / f"{loss}-{timer}-{quantity.title}-over-{over}.png".replace(" ", "-")
+            _draw(data, quantity, over, title, conditions, path)
+            plots.append(Plot(path, f"{title} ({conditions})"))
+    return plots
 
 
-def _draw(rows: pd.DataFrame, wanted: Plot, title: str, path: Path) -> None:
-    """A line an implementation (and file, where there are several), with its p20 to p80 where there are such."""
+def _draw(rows: pd.DataFrame, quantity: Quantity, over: str, title: str, conditions: str, path: Path) -> None:
+    """A line per implementation and source, with its range from the 20th to the 80th percentile if there is one."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    several = rows["file"].nunique() > 1
-    for (file, name), own in rows.groupby(["file", "implementation"], sort=False):
-        own = own.sort_values(wanted.x)
-        (line,) = axes.plot(own[wanted.x], own[wanted.y], marker="o", label=f"{name}, {file}" if several else name)
-        if wanted.y in SPREAD:
-            low, high = SPREAD[wanted.y]
-            axes.fill_between(own[wanted.x], own[low], own[high], color=line.get_color(), alpha=0.15)
-    axes.set(xscale="log", yscale="log", xlabel=LABELS[wanted.x], ylabel=LABELS[wanted.y])
-    axes.set_title(title, fontsize=10)
+    figure, axes = pyplot.subplots(figsize=(7, 5.6), layout="constrained")
+    sources = list(dict.fromkeys(rows["source"]))
+    styles = {source: LINE_STYLES[index % len(LINE_STYLES)] for index, source in enumerate(sources)}
+    names = [name for name in LABELS if name in set(rows["implementation"])]
+    for (source, name), own in rows.groupby(["source", "implementation"], sort=False):
+        own = own.sort_values(over)
+        style = {"color": COLORS[name], "linestyle": styles[source]}
+        axes.plot(own[over], own[quantity.column] / quantity.unit, marker="o", markersize=4, **style)
+        if quantity.spread:
+            axes.fill_between(own[over], *(own[column] for column in quantity.spread), color=COLORS[name], alpha=0.15)
+    axes.set(xscale="log", yscale="log", xlabel=over, ylabel=quantity.axis)
+    if over == "bins":
+        axes.set_xticks(sorted(set(rows["bins"])), sorted(set(rows["bins"])))
+        axes.minorticks_off()
+    axes.set_title(title, fontsize=13, pad=24)
+    axes.text(0.5, 1.02, conditions, transform=axes.transAxes, ha="center", fontsize=8.5)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=100)
+    handles = [Line2D([], [], color=COLORS[name], marker="o", markersize=4, label=LABELS[name]) for name in names]
+    if len(sources) > 1:
+        handles += [Line2D([], [], color="black", linestyle=style, label=source) for source, style in styles.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)

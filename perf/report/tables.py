@@ -1,45 +1,38 @@
-"""The tables of perf.report: times of the cases, one file against another, and what the README shows."""
-
-from collections.abc import Sequence
-from pathlib import Path
+"""The tables of a report: what was measured, the times, and one source against another."""
 
 import pandas as pd
 
+from ..legend import LABELS, LOSSES
 from ..markdown_table import three_digits
+from .rows import FORWARD_BACKWARD, count_threads
 
 CASE = ["loss", "size", "elements", "dtype", "bins", "target", "distribution", "timer"]
-SUBJECT = ["file", "device", "threads"] + CASE
-FORWARD_BACKWARD = "forward_backward"
-NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio_to_bce", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
+ORDER = ["timer", "elements", "dtype", "bins", "distribution", "target"]
+HEADINGS = {"distribution": "logits"}
 
 
-def load(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of all files, with the name of the file that each is from.
-
-    Raises:
-        ValueError: Two files have the same name, and could not be told apart.
-    """
-    names = [Path(path).stem for path in paths]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the files must have different names, got {', '.join(map(str, paths))}")
-    rows = []
-    for path, name in zip(paths, names):
-        own = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
-        rows.append(own.assign(file=name))
-    return pd.concat(rows, ignore_index=True)
+def origins(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each source was measured with, and the command that measures it again."""
+    names = ["source", "path", "effort", "device", "threads", "platform", "python", "torch", "triton", "ghm_triton"]
+    names += ["commit"]
+    spans = rows.groupby(names, dropna=False, sort=False)["measured_at"].agg(["min", "max"]).reset_index()
+    on_cpu = set(rows.loc[rows["timer"] == "wall", "source"])
+    spans["command"] = [
+        f"python -m perf.sweep{' --quick' if row.effort == 'quick' else ''}"
+        f" --device {'cpu' if row.source in on_cpu else 'auto'} --threads {row.threads} --out {row.path}"
+        for row in spans.itertuples()
+    ]
+    return _without_empty(spans.drop(columns=["path"]).rename(columns={"min": "from", "max": "to"}))
 
 
-def times(rows: pd.DataFrame, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
-    """A row a case, a column an implementation: milliseconds, and in brackets the ratio to binary cross entropy."""
-    rows = rows[rows["mode"] == mode]
+def times(rows: pd.DataFrame, loss: str, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
+    """A row per case and source, a column per implementation: milliseconds (ratio to cross entropy)."""
+    rows = rows[(rows["mode"] == mode) & (rows["loss"] == loss)]
     cells = rows.assign(cell=[_cell(row) for row in rows.itertuples()])
-    order = list(dict.fromkeys(rows["implementation"]))
-    table = cells.pivot(index=SUBJECT, columns="implementation", values="cell").reindex(columns=order).fillna("")
-    table = table.reset_index().sort_values(
-        ["loss", "timer", "elements", "dtype", "bins", "distribution", "target", "file"]
-    )
-    shown = [name for name in table.columns if name in order + ["loss", "elements"] or table[name].nunique() > 1]
-    return table[shown]
+    order = [name for name in LABELS if name in set(rows["implementation"])]
+    table = cells.pivot(index=["source", *CASE], columns="implementation", values="cell").fillna("").reset_index()
+    table = table.sort_values([*ORDER, "source"], kind="stable")
+    return _with_names(table, ["source", *CASE], order)
 
 
 def _cell(row) -> str:
@@ -49,28 +42,53 @@ def _cell(row) -> str:
     return f"{three_digits(row.p50_ms)} ms{ratio}"
 
 
-def compare(rows: pd.DataFrame, first: str, second: str, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
-    """Times of file `second` over those of file `first`; worse or better where the spreads (p20 to p80) are apart."""
-    rows = rows[(rows["mode"] == mode) & (rows["status"] == "ok")]
-    sides = [rows[rows["file"] == name] for name in (first, second)]
-    joined = sides[0].merge(sides[1], on=CASE + ["implementation"], suffixes=("", "_new"))
-    table = joined[CASE + ["implementation"]].copy()
-    table[f"{first} ms"] = joined["p50_ms"].map("{:.3g}".format)
-    table[f"{second} ms"] = joined["p50_ms_new"].map("{:.3g}".format)
-    table["ratio"] = (joined["p50_ms_new"] / joined["p50_ms"]).map("{:.2f}".format)
-    table["mark"] = ""
-    table.loc[joined["p20_ms_new"] > joined["p80_ms"], "mark"] = "worse"
-    table.loc[joined["p80_ms_new"] < joined["p20_ms"], "mark"] = "better"
-    return table
+def compare(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Milliseconds of source `second` over those of source `first`, for forward and backward.
+
+    The column "change" says slower or faster if the ranges from the 20th to the 80th percentile do not overlap.
+    """
+    rows = rows[(rows["mode"] == FORWARD_BACKWARD) & (rows["status"] == "ok")]
+    before, after = (rows[rows["source"] == name] for name in (first, second))
+    joined = before.merge(after, on=[*CASE, "implementation"], suffixes=("", "_after"))
+    joined = joined.sort_values(["loss", *ORDER], kind="stable")
+    table = joined[[*CASE, "implementation"]].copy()
+    table["implementation"] = table["implementation"].map(LABELS)
+    table[f"{first}, ms"] = joined["p50_ms"].map(three_digits)
+    table[f"{second}, ms"] = joined["p50_ms_after"].map(three_digits)
+    table["ratio"] = (joined["p50_ms_after"] / joined["p50_ms"]).map("{:.2f}".format)
+    table["change"] = ""
+    table.loc[joined["p20_ms_after"] > joined["p80_ms"], "change"] = "slower"
+    table.loc[joined["p80_ms_after"] < joined["p20_ms"], "change"] = "faster"
+    values = [name for name in table if name not in CASE]
+    return _without_empty(_with_names(table, CASE, values))
 
 
-def origins(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each file was measured with, and the command that measures it again."""
-    names = ["file", "device", "threads", "platform", "python", "torch", "triton", "ghm_triton", "commit"]
-    spans = rows.groupby(names, dropna=False, sort=False)["measured_at"].agg(["min", "max"]).reset_index()
-    kinds = rows.groupby("file", sort=False)["timer"].agg(lambda timers: "cpu" if "wall" in set(timers) else "auto")
-    spans["command"] = [
-        f"python -m perf.sweep --device {kinds[row.file]} --threads {row.threads} --out {row.file}.csv"
-        for row in spans.itertuples()
-    ]
-    return spans.rename(columns={"min": "from", "max": "to"})
+def warnings(rows: pd.DataFrame) -> list[str]:
+    """A sentence for each other source whose times are not comparable with those of the first."""
+    sources = rows.groupby("source", sort=False)[["device", "threads"]].first().reset_index()
+    first, texts = sources.iloc[0], []
+    threads = count_threads(sources["threads"])
+    for index in range(1, len(sources)):
+        other = sources.iloc[index]
+        differ = []
+        if other["threads"] != first["threads"]:
+            differ.append(f"{threads[0]} and {threads[index]}")
+        if other["device"] != first["device"]:
+            differ.append(f"{first['device']} and {other['device']}")
+        if differ:
+            text = f"Warning: {first['source']} and {other['source']} were measured with {' and with '.join(differ)}."
+            texts.append(text + " Their ratio is not that of the code alone.")
+    return texts
+
+
+def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the columns that have no values."""
+    return table[[name for name in table if not table[name].isin(["", None]).all()]]
+
+
+def _with_names(table: pd.DataFrame, cases: list[str], values: list[str]) -> pd.DataFrame:
+    """The columns of `cases` that vary, and all of `values`, with readable headings, losses and numbers of elements."""
+    shown = [name for name in cases if name == "elements" or (name != "size" and table[name].nunique() > 1)]
+    names = table["size"].map(lambda name: f" ({name})" if name else "")
+    table = table.assign(elements=table["elements"].map("{:,}".format) + names, loss=table["loss"].map(LOSSES))
+    return table[shown + values].rename(columns=LABELS | HEADINGS).rename_axis(columns=None)

@@ -1,20 +1,32 @@
-"""Prints the tables of the documentation, made from the CSVs in perf/results: `python -m perf.readme`.
+"""Writes the tables of the documentation anew from the CSVs in perf/results: `python -m perf.docs`.
 
-A test compares what this prints with what the documentation shows.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with what this makes.
 """
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
+from .accuracy.plan import FULL
+from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
-from .report.tables import FORWARD_BACKWARD, load
+from .report.rows import FORWARD_BACKWARD, load
 from .sweep.cases import BASE, Case
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "perf" / "results"
+TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SMALLEST = 10**6  # elements; from here on, time should be proportional to them
+FRONT_ELEMENTS, FRONT_TASK = 8_000_000, "digits-10"
+FRONT_IMPLEMENTATIONS = {
+    "eager": "GHM-C, this package",
+    "bce": "cross entropy, PyTorch",
+    "region_loop": "GHM-C as a loop over regions",
+    "torchvision_focal": "focal loss, torchvision",
+}
 CONFIGURATIONS = {"float32 class index": "GHM-C fp32", "bfloat16 class index": "GHM-C bf16"}
 CONFIGURATIONS |= {
     "float32 deltas, element weight, mmdet": "GHM-R fp32",
@@ -71,12 +83,64 @@ def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
     return rows.pivot(index="use", columns="device", values="cell")[order].rename_axis(columns=None).reset_index()
 
 
-def tables() -> list[str]:
+def front_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """GHM-C at 8,000,000 elements: milliseconds and the ratio to cross entropy."""
+    rows = _base(rows)
+    rows = rows[_base_bins(rows) & (rows["loss"] == "ghmc") & (rows["elements"] == FRONT_ELEMENTS)]
+    rows = rows.set_index("implementation").loc[list(FRONT_IMPLEMENTATIONS)]
+    return pd.DataFrame(
+        {
+            "loss": list(FRONT_IMPLEMENTATIONS.values()),
+            "time": [f"{three_digits(value)} ms" for value in rows["p50_ms"]],
+            "relative to cross entropy": [f"{value:.2f}" for value in rows["ratio_to_bce"]],
+        }
+    )
+
+
+def front_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+    """The comparison on ten classes, without its settings."""
+    rows = in_order(FULL.reported(rows))
+    rows = rows[(rows["stage"] == "main") & (rows["task"] == FRONT_TASK)]
+    names = [describe(row) for row in rows.itertuples()]
+    table = rows.assign(losses=names).groupby("losses", sort=False)
+    return pd.DataFrame(
+        [
+            {"losses": name, "seeds": len(own)} | {score: spread(own[score].astype(float)) for score in ("AP", "AP50")}
+            for name, own in table
+        ]
+    )
+
+
+def tables() -> dict[str, str]:
+    """The tables by name, in Markdown."""
     rows, compiled = load([RESULTS / "sweep-cpu.csv"]), pd.read_csv(RESULTS / "compiled.csv")
     accuracy = pd.read_csv(RESULTS / "accuracy-cpu.csv")
-    times = [as_markdown(table) for table in (over_elements(rows), over_bins(rows), over_memory(compiled))]
-    return [*times, *accuracy_tables(accuracy)]
+    made = {
+        "front-times": front_times(rows),
+        "front-accuracy": front_accuracy(accuracy),
+        "elements": over_elements(rows),
+        "bins": over_bins(rows),
+        "bounds": over_memory(compiled),
+    }
+    compared, *by_batch = accuracy_tables(accuracy)
+    texts = {name: as_markdown(table) for name, table in made.items()} | {"accuracy": compared}
+    return texts | ({"batch": by_batch[0]} if by_batch else {})
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def updated(text: str, made: dict[str, str]) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        KeyError: The page has a table of a name that is not made.
+    """
+    return TABLE.sub(lambda found: found[1] + made[found["name"]] + found[4], text)
 
 
 if __name__ == "__main__":
-    print("\n".join(tables()))
+    made = tables()
+    for page in pages():
+        page.write_text(updated(page.read_text(encoding="utf-8"), made), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The gradient density of a trained detector, before and after harmonizing."""

@@ -1,0 +1,87 @@
+"""Draws what harmonizing does to the gradient density of a trained detector.
+
+    python -m perf.density RUN/checkpoint.pt
+
+Reads the moving average of GHM-C's counts from a checkpoint of `ghm_triton.detection.train`, writes it as a CSV, and
+draws the counts, the share of each region in the total weight, and the weight of an example, for a few exponents.
+Without a checkpoint, only draws the CSV.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ghm_triton import GHMCLoss
+from ghm_triton.conventions import state_size
+
+EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
+COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}
+COUNTS = "head.classification_loss.running_counts"
+
+
+def read_counts(checkpoint: Path) -> pd.DataFrame:
+    """One row per region: its edges, and the moving average of the number of elements in it."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    loss = GHMCLoss(bins=len(state[COUNTS]) - 1)
+    loss.load_state_dict({"running_counts": state[COUNTS]})
+    density = loss.density()
+    return pd.DataFrame({"low": density.edges[:-1], "high": density.edges[1:], "count": density.counts})
+
+
+def shares(counts: pd.Series, exponent: float) -> pd.DataFrame:
+    """The share of each region in the total weight, and the weight of an element of it."""
+    loss = GHMCLoss(bins=len(counts), exponent=exponent)
+    state = torch.ones(state_size(len(counts), "paper"))
+    state[:-1] = torch.tensor(counts.to_numpy())
+    loss.load_state_dict({"running_counts": state})
+    density = loss.density()
+    return pd.DataFrame({"share": density.shares, "weight": density.weights})
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    edges = [*rows.low, rows.high.iloc[-1]]
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    left.stairs(rows["count"].clip(lower=0.1), edges, fill=True, baseline=0.1, color="tab:gray", alpha=0.6)
+    left.set(yscale="log", ylabel="elements per step", title="Nearly all gradients are tiny")
+    for exponent, name in EXPONENTS.items():
+        own = shares(rows["count"], exponent)
+        style = {"color": COLORS[exponent], "label": name, "linewidth": 2}
+        middle.stairs(100 * own.share, edges, baseline=None, **style)
+        right.stairs(own.weight.where(rows["count"] > 0), edges, baseline=None, **style)
+    middle.set(ylabel="share of the total weight, %", title="Harmonizing spreads the weight", yscale="log")
+    right.set(ylabel="weight of an element", title="by weighing rare gradients up", yscale="log")
+    for axes in (left, middle, right):
+        axes.set(xlabel="gradient norm g", xlim=(0, 1))
+        axes.grid(True, alpha=0.3)
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=len(EXPONENTS), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.density",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="of ghm_triton.detection.train with GHM-C")
+    parser.add_argument("--csv", type=Path, default=Path("perf/results/density.csv"), help="the counts")
+    parser.add_argument("--image", type=Path, default=Path("docs/images/density.png"), help="the figure")
+    options = parser.parse_args(arguments)
+    if options.checkpoint is not None:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        read_counts(options.checkpoint).to_csv(options.csv, index=False, float_format="%.6g")
+    draw(pd.read_csv(options.csv), options.image)
+    print(f"{options.csv}, {options.image}")
+
+
+if __name__ == "__main__":
+    main()
