@@ -1,7 +1,6 @@
-"""The comparison in Ultralytics' trainer: continued runs, the table, the measured gradients."""
+"""The comparison in Ultralytics' trainer: continued runs, the table, the recorded gradients."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ import pandas as pd
 from perf.accuracy import yolo
 from perf.accuracy.yolo_gradients import GradientRecorder
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.xdist_group("ultralytics")
 
 
@@ -63,9 +61,3 @@ def test_recorder():
     assert rows.loc["BCE", "l1"] == pytest.approx(residual.abs().sum().item(), rel=1e-5)
     assert rows.loc["BCE", "l2"] == pytest.approx(residual.norm().item(), rel=1e-5)
     assert rows.loc["GHM-C", "value"] == pytest.approx(values.sum().item(), rel=1e-5)
-
-
-def test_documentation():
-    """The documentation shows the table of the CSV."""
-    table = yolo.tables(pd.read_csv(ROOT / "perf/results/yolo-cpu.csv"))
-    assert table in (ROOT / "docs/ultralytics.md").read_text(encoding="utf-8")

@@ -32,8 +32,8 @@ from ..markdown_table import as_markdown
 from ..provenance import COLUMNS as ORIGIN
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
+from .yolo_tables import KEY, comparison, label
 
-KEY = ["model", "loss", "exponent", "images", "imgsz", "epochs", "batch", "seed"]
 VALUES = ["AP", "AP50", "curve", "counts", "cpu_seconds", "ultralytics", "threads"]
 COLUMNS = [*KEY, *VALUES, *ORIGIN, "measured_at"]
 LOSS_COLORS = {"BCE": COLORS["bce"], "GHM-C": COLORS["eager"]}
@@ -65,19 +65,6 @@ def train(run: dict, data: Path, folder: Path) -> dict:
     return scores | {"curve": curve, "counts": counts, "cpu_seconds": seconds}
 
 
-def tables(rows: pd.DataFrame) -> str:
-    """Mean and standard deviation over the seeds, in Markdown."""
-    lines = []
-    for _, own in rows.groupby([name for name in KEY if name != "seed"], sort=False):
-        first = own.iloc[0]
-        line = {"loss": _label(first), "images": first.images, "epochs": first.epochs, "seeds": len(own)}
-        for name in ("AP", "AP50"):
-            spread = f" ± {own[name].std():.1f}" if len(own) > 1 else ""
-            line[name] = f"{own[name].mean():.1f}{spread}"
-        lines.append(line | {"CPU minutes per run": f"{own['cpu_seconds'].mean() / 60:.1f}"})
-    return as_markdown(pd.DataFrame(lines))
-
-
 def plot(rows: pd.DataFrame, path: Path) -> None:
     """Draw the AP over the epochs: a thin line per seed, a thick line for their mean."""
     import matplotlib
@@ -92,17 +79,13 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
         color = LOSS_COLORS[own["loss"].iloc[0]]
         axes.plot(curves.columns, curves.T.values, color=color, linewidth=0.7, alpha=0.5)
         axes.plot(
-            curves.columns, curves.mean(), color=color, linewidth=2, label=f"{_label(own.iloc[0])}, {len(own)} seeds"
+            curves.columns, curves.mean(), color=color, linewidth=2, label=f"{label(own.iloc[0])}, {len(own)} seeds"
         )
     axes.set(xlabel="epoch", ylabel="AP", title="yolo11n on digits: AP on held-out scenes")
     axes.grid(True, alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def _label(row) -> str:
-    return row.loss if row.loss == "BCE" else f"{row.loss}, exponent {row.exponent:g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     values = train(run, data / "data.yaml", Path(folder, "runs"))
                     table.append(run | values | about | {"measured_at": now()})
     rows = table.read()
-    print(tables(rows))
+    print(as_markdown(comparison(rows)))
     plot(rows, options.out.with_suffix(".png"))
     return 0
 

@@ -25,6 +25,8 @@ from ghm_triton.ultralytics import GHMDetectionTrainer, HarmonizedBCE
 
 from ..arguments import command_parser, positive_int
 from ..legend import COLORS
+from ..markdown_table import as_markdown
+from .yolo_tables import gradient_ratios
 
 OPTIONS = {name: getattr(GHMDetectionTrainer, name) for name in ("bins", "momentum", "exponent")}
 LINES = {"BCE": COLORS["bce"], "GHM-C": COLORS["eager"], "GHM-C, not scaled": COLORS["region_loop"]}
@@ -91,16 +93,13 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the CSV and the figure, and print the ratios to binary cross entropy. Return the exit code."""
+    """Measure, write the CSV and the figure, and print the table. Return the exit code."""
     options = _parse(arguments)
     torch.set_num_threads(1)
     rows = measure(options.images, options.epochs)
     rows.to_csv(options.out, index=False, float_format="%.5g")
     plot(rows, options.figure)
-    for norm in ("value", "l1", "l2"):
-        wide = rows.pivot(index="step", columns="loss", values=norm)
-        ratios = wide.div(wide["BCE"], axis=0).drop(columns="BCE")
-        print(f"{norm} over that of BCE, median: {ratios.median().round(2).to_dict()}")
+    print(as_markdown(gradient_ratios(rows)))
     return 0
 
 
