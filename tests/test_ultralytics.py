@@ -1,14 +1,11 @@
 """GHM-C in the criterion of Ultralytics' YOLO: values, gradients, state, two processes."""
 
-import dataclasses
 import importlib
 import os
 import sys
 
-import numpy
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import oracle
@@ -38,25 +35,6 @@ def test_missing(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"needs the package ultralytics.*pip install 'ghm-triton\[ultralytics\]'"):
         importlib.import_module("ghm_triton.ultralytics")
-
-
-def test_digits(tmp_path):
-    """The label files hold the boxes of the scenes, to 1e-6 pixels."""
-    digits = pytest.importorskip("ghm_triton.detection.digits")
-    digits.main([str(tmp_path), "--format", "yolo", "--train", "2", "--val", "1", "--size", "64", "--seed", "3"])
-    style = dataclasses.replace(digits.STYLES["easy"], size=64)
-    for split, count in (("train", 2), ("val", 1)):
-        scenes = digits.DigitScenes(count, split=split, seed=3, style=style)
-        for index in range(count):
-            lines = (tmp_path / "labels" / split / f"{index:06d}.txt").read_text().splitlines()
-            found = torch.tensor([list(map(float, line.split())) for line in lines], dtype=torch.float64)
-            picture, boxes, labels = scenes.scene(index)
-            low, high = found[:, 1:3] - found[:, 3:] / 2, found[:, 1:3] + found[:, 3:] / 2
-            expected = torch.from_numpy(boxes).double()
-            torch.testing.assert_close(torch.cat([low, high], dim=1) * 64, expected, rtol=0, atol=1e-6)
-            assert found[:, 0].tolist() == labels.tolist()
-            written = Image.open(tmp_path / "images" / split / f"{index:06d}.png")
-            assert torch.equal(torch.from_numpy(numpy.array(written)), torch.from_numpy(picture))
 
 
 def reference(logits, target, state, *, bins=30, momentum=0.75, exponent=0.5):
