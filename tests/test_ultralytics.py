@@ -1,6 +1,6 @@
 """GHM-C in the criterion of Ultralytics' YOLO: values, gradients, state, two processes."""
 
-import importlib
+import importlib.util
 import os
 import sys
 
@@ -14,16 +14,15 @@ from test_distributed import part, run
 os.environ.setdefault("YOLO_OFFLINE", "true")  # before ultralytics is first imported: it looks for the network
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
-try:
+INSTALLED = importlib.util.find_spec("ultralytics") is not None
+if INSTALLED:
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
 
     from ghm_triton.ultralytics import GHMDetectionTrainer, HarmonizedBCE
     from ghm_triton.ultralytics.criterion import harmonize_criterion, losses_of_branches
-except ImportError:
-    get_cfg = None
 
-needs_ultralytics = pytest.mark.skipif(get_cfg is None, reason="needs ultralytics")
+needs_ultralytics = pytest.mark.skipif(not INSTALLED, reason="needs ultralytics")
 pytestmark = pytest.mark.xdist_group("ultralytics")
 OPTIONS = dict(bins=30, momentum=0.75, exponent=0.5)
 RELATIVE = 2e-5  # fp32 sums over thousands of elements, and exp and log1p per element
