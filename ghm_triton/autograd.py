@@ -1,11 +1,11 @@
-"""The losses as differentiable functions of lists of levels. The harmonizing weights are constants: none flows through.
+"""The losses as differentiable functions of lists of levels. No gradient flows through the harmonizing weights.
 
 There are two paths to one derivative:
 
-- Compiled and exported graphs call the operators, which know their derivative (`_register`).
-- A plain call goes through an autograd.Function (`_Loss`): torch.func does not support, or not when nested, the
-  derivative that `torch.library.register_autograd` gives an operator (pytorch issues 168393, 170834, 179652). Once the
-  oldest supported PyTorch does, `_Loss` can go: call `_run` instead.
+- Compiled and exported graphs call the operators, whose derivative `_register` registers.
+- A plain call goes through an autograd.Function (`_Loss`). torch.func does not support the derivatives of
+  `torch.library.register_autograd`, or not when nested (pytorch issues 168393, 170834, 179652). Once the oldest
+  supported PyTorch does, delete `_Loss` and call `_run` instead.
 """
 
 import sys
@@ -30,7 +30,7 @@ def differentiable_loss(
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     options = options._replace(grad=wanted or _transformed(), update=options.update and not _recomputing())
-    if not (compiling or torch.is_inference_mode_enabled()):  # autograd refuses to keep what inference mode made
+    if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
         tensors = [_for_kernels(tensor) for tensor in tensors]
@@ -54,7 +54,11 @@ def _transformed() -> bool:
 
 
 def _recomputing() -> bool:
-    """Whether this call is made in a backward pass, as checkpointing repeats a forward: the state has taken it in."""
+    """Whether this call runs in a backward pass, in which checkpointing repeats a forward that has updated the state.
+
+    The repeated forward weighs with the present state. If a later forward has updated the state in between, its weights
+    are those of the later state.
+    """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -63,7 +67,7 @@ def _losses(options: Options, count: int) -> int:
 
 
 def _for_kernels(tensor: Tensor) -> Tensor:
-    """Contiguous, and bytes for bool, of which kernels would see the sign."""
+    """Contiguous, with bool as uint8: kernels would read True as -1."""
     tensor = tensor.contiguous()
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
@@ -73,7 +77,7 @@ def _split(tensors, count: int) -> Population:
 
 
 def _run(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
-    """The operator's losses, then what its gradient needs."""
+    """The losses of the operator, followed by the tensors that its gradient needs."""
     operator = torch.ops.ghm_triton.triton_loss if triton else torch.ops.ghm_triton.eager_loss
     outputs = operator(*_split(tensors, count), running_counts, *options)
     if running_counts is not None and options.update:
@@ -83,7 +87,7 @@ def _run(triton: bool, options: Options, running_counts: Tensor | None, count: i
 
 
 def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
-    """Keeps gradients with a factor missing (eager), or coefficients and the tensors to read again (Triton)."""
+    """Saves the gradients up to the incoming factor (eager), or the coefficients and the inputs (Triton)."""
     ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
     ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
     ctx.set_materialize_grads(False)
@@ -95,13 +99,13 @@ def _remember(ctx, triton: bool, options: Options, population: Population, outpu
 
 
 def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
-    """Of the inputs, then of the targets; a GHM-R target's is the negative of its input's."""
+    """The gradients of the inputs, then of the targets. That of a GHM-R target is the negative of its input's."""
     options, count = ctx.options, ctx.count
     factors = factors[: _losses(options, count)]
     found = [None] * (2 * count)
     if all(factor is None for factor in factors):
         return found
-    saved = ctx.saved_tensors  # once: saved-tensor hooks, those of checkpointing among them, may run in each access
+    saved = ctx.saved_tensors  # read once: each access may run saved-tensor hooks, such as those of checkpointing
     if ctx.triton:
         grads = _by_kernels(factors, _split(saved[1:], count), saved[0], options, any(wanted[count:]))
     else:
@@ -121,9 +125,9 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
 def _scaled(grad: Tensor, factor: Tensor | None, options: Options) -> Tensor:
     if factor is None:
         return torch.zeros_like(grad)
-    if options.unreduced:  # an ignored element's own factor may be inf or NaN
+    if options.unreduced:  # the factor of an ignored element may be inf or NaN
         return torch.where(grad == 0, 0.0, grad * factor)
-    return grad * factor.expand_as(grad)  # vmap over 0 populations knows no product with a number
+    return grad * factor.expand_as(grad)  # vmap over 0 populations has no rule for a product with a number
 
 
 @torch.no_grad()
@@ -148,14 +152,14 @@ def _by_kernels(factors, population: Population, coefficients: Tensor, options: 
 
 
 def _batched(factor: Tensor) -> bool:
-    """Whether `is_grads_batched=True` has stacked it: that vmap knows no operator that returns a list."""
+    """Whether `is_grads_batched=True` has stacked it. Its vmap has no rule for an operator that returns a list."""
     if torch.compiler.is_compiling():
         return False
     return "Batched" in str(torch._C._dispatch_keys(factor)).replace("FuncTorchBatched", "")
 
 
 class _Loss(torch.autograd.Function):
-    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights): as _run."""
+    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights) returns as `_run`."""
 
     generate_vmap_rule = True
 
@@ -176,9 +180,9 @@ class _Loss(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """A gradient that must not be differentiated itself: a graph through it would be wrong in silence.
+    """A gradient that raises an error when it is differentiated. Without it, second derivatives would silently be 0.
 
-    `kept`, an output of the loss's own node, makes the result depend on what the loss depends on.
+    `kept` is an output of the node of the loss, so that the result depends on the inputs of the loss.
     """
 
     generate_vmap_rule = True

@@ -17,11 +17,11 @@ except ImportError as error:  # without Triton everything runs eagerly
 
 BACKENDS = get_args(Backend)
 VARIABLE = "GHM_TRITON_BACKEND"
-MAX_KERNEL_BINS = 510  # a row of counts has to fit the registers of a warp
+MAX_KERNEL_BINS = 510  # a row of counts must fit the registers of a warp
 
 
 def check_backend(backend: str | None) -> str | None:
-    """The name asked for by the argument or the environment, None for the default of the device."""
+    """The backend that the argument or the environment names, or None for the default of the device."""
     if backend is not None:
         check_choice("backend", backend, BACKENDS)
         return backend
@@ -32,12 +32,12 @@ def check_backend(backend: str | None) -> str | None:
 
 
 def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bins: int) -> bool:
-    """Decides for tensors of this device and dtype. float64 always runs eagerly.
+    """Whether the kernels run for tensors of this device and dtype. float64 always runs eagerly.
 
     Raises:
         ValueError: `backend` is unknown, or "triton" with more bins than the kernels take.
-        RuntimeError: "triton" was asked for by name where it cannot run. The operators look for the interpreter that
-            CPU tensors need.
+        RuntimeError: The argument or the environment names "triton" where it cannot run. On CPU tensors the operators
+            check that the interpreter is active.
     """
     name = check_backend(backend)
     if name == "eager" or dtype == torch.float64:
@@ -45,9 +45,9 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bi
     if name is None:
         return device.type in ("cuda", "xpu") and kernels is not None and bins <= MAX_KERNEL_BINS
     if kernels is None:
-        raise RuntimeError("backend='triton' needs the package triton, which is not installed")
+        raise RuntimeError("backend must be 'eager' or None where the package triton is not installed, got 'triton'")
     if bins > MAX_KERNEL_BINS:
         raise ValueError(f"bins must be at most {MAX_KERNEL_BINS} with backend='triton', got {bins}")
     if device.type not in ("cpu", "cuda", "xpu"):
-        raise RuntimeError(f"backend='triton' needs CUDA, ROCm or XPU tensors, got tensors on {device}")
+        raise RuntimeError(f"backend must be 'eager' or None for tensors on {device}, got 'triton'")
     return True

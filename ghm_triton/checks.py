@@ -1,4 +1,4 @@
-"""Argument checks of the public functions: each error names the argument, what was expected and what came."""
+"""Argument checks of the public functions. Each error names the argument, what it must be and what it was."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from .types import Reduction, Variant
 
 VARIANTS, REDUCTIONS = get_args(Variant), get_args(Reduction)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_BINS = 4096  # float32 norms resolve no finer regions: at 10,000 the loss is off by 5e-4
+MAX_BINS = 4096  # float32 norms resolve no finer regions: with 10,000 bins the loss is off by 5e-4
 NUMBERS = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Names(NamedTuple):
-    """What the caller calls its arguments, for the messages."""
+    """The names of the arguments in error messages."""
 
     input: str = "input"
     target: str = "target"
@@ -61,7 +61,7 @@ def check_mu(mu) -> None:
 
 
 def check_options(options: Options) -> Options:
-    """The options with the numbers as float. mu is not checked: None means GHM-C here."""
+    """The options with their numbers as floats. It does not check mu, for which None means GHM-C."""
     check_bins(options.bins)
     check_momentum(options.momentum)
     check_choice("variant", options.variant, VARIANTS)
@@ -99,9 +99,9 @@ def check_running_counts(running_counts, options: Options, device: torch.device,
 
 
 def check_population(input, target, weight, *, class_index: bool, names: Names) -> Population:
-    """Splits the three arguments into levels and checks them against one another.
+    """Splits input, target and weight into levels and checks them against one another.
 
-    class_index: whether integer targets of shape input.shape[:-1] are allowed (GHM-C) or floats only (GHM-R).
+    class_index: whether integer targets of shape input.shape[:-1] are allowed (GHM-C; not GHM-R).
     """
     inputs = _levels(names.input, input)
     targets = _levels(names.target, target, input, len(inputs), names.input)
@@ -120,12 +120,12 @@ def check_population(input, target, weight, *, class_index: bool, names: Names) 
         if weights:
             _check_weight(names.weight + of_level, weights[i], x, names.input)
             if (weights[i].dim() < x.dim()) != (weights[0].dim() < inputs[0].dim()):
-                raise ValueError(f"{names.weight} must be given by element for all levels or for none, got both kinds")
+                raise ValueError(f"{names.weight} must be given per element for all levels or for none, got both kinds")
     return Population(inputs, targets, weights)
 
 
 def _levels(name: str, value, input=None, count: int | None = None, of: str = "") -> list[Tensor]:
-    """A tensor, or a list of as many as `input`, called `of`, has levels, as a list."""
+    """`value` as a list of levels: as many as `input`, whose name is `of`, has."""
     of_levels = isinstance(value, (tuple, list))
     if count is not None and of_levels != isinstance(input, (tuple, list)):
         expected = f"a list of {count} tensors" if not of_levels else "a tensor"

@@ -1,7 +1,7 @@
-"""What both backends agree on: the edges of the unit regions, the slots of the counts, the anchors, the dtypes.
+"""Conventions that both backends share: edges of the unit regions, slots of the counts, anchors, dtypes.
 
 The unit regions are M intervals of [0, 1], the range of the gradient norm, with the fp32 edges i / M. Counts and sums
-have a slot for each region, then one for NaN, and the last one for ignored elements.
+have one slot per region, then one for NaN, and the last one for ignored elements.
 """
 
 import functools
@@ -16,8 +16,8 @@ FORGOTTEN = 1e-6  # elements: in evaluation, a smaller average counts as that of
 class Level(NamedTuple):
     """The tensors of one level of a feature pyramid.
 
-    An anchor is a row of the input: the elements along its last dimension (the classes, or the box coordinates). What
-    has one dimension less than the input is given by anchor: a target of class indices, a weight per anchor.
+    An anchor is a row of the input: the elements along its last dimension (the classes, or the box coordinates). A
+    tensor with one dimension less than the input holds one number per anchor: class indices, or anchor weights.
     """
 
     input: Tensor
@@ -38,12 +38,12 @@ class Level(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Elements per anchor; 1 where nothing is given by anchor, so that the shape does not matter there."""
+        """Elements per anchor, or 1 if no tensor holds one number per anchor."""
         return self.input.shape[-1] if self.class_index or self.anchor_weight else 1
 
 
 class Population(NamedTuple):
-    """The elements that share one gradient density: one tensor of each kind per level, `weights` empty if not given."""
+    """The elements that share one gradient density. Each list holds one tensor per level; `weights` may be empty."""
 
     inputs: list[Tensor]
     targets: list[Tensor]
@@ -55,17 +55,17 @@ class Population(NamedTuple):
 
 
 def state_size(bins: int, variant: str) -> int:
-    """Numbers in running_counts: a moving average per region, and in "paper" that of the constant 1 at the end."""
+    """Size of running_counts: one moving average per region, followed by that of the constant 1 for "paper"."""
     return bins + 1 if variant == "paper" else bins
 
 
 def slots_of_kernels(bins: int) -> int:
-    """Slots of a row of counts in the kernels: the power of two from bins + 2 up, as `tl.histogram` needs it."""
+    """Slots per row of counts in the kernels: the next power of two from bins + 2, which `tl.histogram` requires."""
     return 1 << (bins + 1).bit_length()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms and losses, and of eager gradients before they are rounded to the dtype of the input."""
+    """The dtype of norms and losses, and of eager gradients before rounding to the dtype of the input."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -78,8 +78,8 @@ def region_edges(bins: int, device: torch.device | str | None = None) -> Tensor:
 def floor_misses_edges(bins: int) -> bool:
     """Whether floor(fp32(g * bins)) differs from the last i with g >= fp32(i / bins) for some fp32 g in [0, 1].
 
-    It is the same for 10 and 30 bins, and off by one beside an edge for 11, 12, 19, 20, 25, 50, 100 and others. The
-    product is monotonic in g, so that looking at the edges and the numbers just below them decides.
+    The two agree for 10 and 30 bins, and differ by one beside an edge for 11, 12, 19, 20, 25, 50, 100 and others. The
+    product is monotonic in g, so the edges and the numbers just below them decide.
     """
     edge = region_edges(bins, "cpu")[1:bins]
     index = torch.arange(1, bins, device="cpu")

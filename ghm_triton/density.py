@@ -1,4 +1,4 @@
-"""What a harmonized loss sees: the density of the gradient norm, and the weight that follows from it."""
+"""The gradient density in the state of a loss, and the harmonizing weights that follow from it."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from .options import Options
 
 
 class Density(NamedTuple):
-    """The regions of the gradient norm, on the device of the loss, fp32.
+    """The unit regions of the gradient norm. fp32 tensors on the device of the loss.
 
     Attributes:
         edges: Shape [bins + 1]. Region j holds the gradient norms from edges[j] up to edges[j + 1].
-        counts: Shape [bins]. S_j, the moving average of the number of elements per region.
-        weights: Shape [bins]. beta_j, the harmonizing weight of an element of the region; 0 where S_j is 0.
-        shares: Shape [bins]. beta_j S_j / N, the share of the region in the total weight.
+        counts: Shape [bins]. S_j, the moving average of the number of elements in region j.
+        weights: Shape [bins]. beta_j, the harmonizing weight of each element in region j; 0 where S_j is 0.
+        shares: Shape [bins]. beta_j S_j / N, the share of region j in the total weight.
     """
 
     edges: Tensor
@@ -27,7 +27,7 @@ class Density(NamedTuple):
 
 @torch.no_grad()
 def density_of(running_counts: Tensor, options: Options) -> Density:
-    """The density in the state of a loss. Nothing waits for a GPU."""
+    """The density in the state of a loss. It does not synchronize with a GPU."""
     state = running_counts.double()
     counts = state if options.mmdet else state[:-1] / state[-1].clamp(min=torch.finfo(torch.float32).tiny)
     found = counts > 0

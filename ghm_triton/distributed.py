@@ -1,20 +1,20 @@
-"""The gradient density of several processes: one all-reduce of M + 1 numbers a call."""
+"""The gradient density of several processes: one all-reduce of M + 1 numbers per call."""
 
 import torch
 from torch import Tensor
 
 
 def group_name(process_group: "torch.distributed.ProcessGroup | None") -> str | None:
-    """What operators take for a group: its name.
+    """The name of a group, which stands for it in the schemas of the operators.
 
     Raises:
-        TypeError: `process_group` is no process group.
-        RuntimeError: This PyTorch has no distributed package, or this process is none of the group's.
+        TypeError: `process_group` is not a process group that this process belongs to.
+        RuntimeError: This PyTorch is built without torch.distributed.
     """
     if process_group is None:
         return None
     if not torch.distributed.is_available():
-        raise RuntimeError("process_group needs a PyTorch that is built with torch.distributed")
+        raise RuntimeError("process_group must be None in a PyTorch built without torch.distributed, got a group")
     if not isinstance(process_group, torch.distributed.ProcessGroup):
         raise TypeError(
             "process_group must be a torch.distributed.ProcessGroup that this process belongs to, "
@@ -24,14 +24,14 @@ def group_name(process_group: "torch.distributed.ProcessGroup | None") -> str | 
 
 
 def world(sync: bool) -> "torch.distributed.ProcessGroup | None":
-    """The group of all processes, or None where there is one process only."""
+    """The group of all processes, or None without `sync` or without an initialized torch.distributed."""
     if not (sync and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     return torch.distributed.group.WORLD
 
 
 def all_reduce(numbers: Tensor, group: str | None) -> Tensor:
-    """Adds `numbers` up over the processes of the group named `group`, in place; None leaves them as they are."""
+    """Sums `numbers` in place over the processes of the group with the name `group`. None: leaves them unchanged."""
     if group is not None:
         resolved = torch.distributed.distributed_c10d._resolve_process_group(group)
         torch.distributed.all_reduce(numbers, group=resolved)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def interpreting() -> bool:
-    """Whether it is active now. Kernels are made for it, or for a GPU, when they are imported."""
+    """Whether the interpreter is active. Each kernel is made for it or for a GPU when it is imported."""
     import triton
 
     knobs = getattr(triton, "knobs", None)  # Triton 3.4
@@ -14,7 +14,7 @@ def interpreting() -> bool:
 
 
 def interpreted(launch: Callable) -> Callable:
-    """`launch` for CPU tensors: a RuntimeError says what is missing where the interpreter is not active."""
+    """`launch` for CPU tensors. It raises a RuntimeError if the interpreter is not active."""
 
     @functools.wraps(launch)
     def checked(*args):

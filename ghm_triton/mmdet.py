@@ -1,7 +1,7 @@
-"""Drop-in replacements of mmdetection 3.x's GHMC and GHMR: its constructors, calls, defaults, buffers and numbers.
+"""Drop-in replacements of mmdetection 3.x's GHMC and GHMR, with its constructors, calls, defaults, buffers and values.
 
-Both compute `variant="mmdet"`. Where that implementation fails, these do not: an ignored NaN does not reach the loss, a
-weight above 65504 fits 16-bit predictions, a module cast to half keeps its edges, and reduction "sum" works.
+Both compute `variant="mmdet"`. They also work where mmdetection's classes fail: an ignored NaN does not reach the loss,
+a weight above 65504 fits 16-bit predictions, a module cast to half keeps its edges, and reduction "sum" works.
 """
 
 import torch
@@ -30,7 +30,7 @@ class _DropIn(Fp32Buffers):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Sets the buffers as in a new module, for example after :meth:`~torch.nn.Module.to_empty`."""
+        """Resets the buffers to those of a new module, for example after :meth:`~torch.nn.Module.to_empty`."""
         self.edges.copy_(region_edges(self.bins))
         self.edges[-1] = self._last_edge
         if self.momentum > 0:
@@ -56,12 +56,13 @@ class GHMC(_DropIn):
     """mmdetection's GHM classification loss.
 
     Args:
-        bins: Number of unit regions.
-        momentum: Of the moving average of the counts, in [0, 0.999].
+        bins: The number of unit regions.
+        momentum: The momentum of the moving average of the counts, in [0, 0.999]. The default is mmdetection's 0.
         use_sigmoid: Only True is implemented.
-        loss_weight: Factor of the loss.
+        loss_weight: A factor of the loss.
         reduction: "mean", "sum" or "none".
-        exponent: As for :func:`ghm_triton.ghmc_loss`; mmdetection has none.
+        exponent: rho of the tempered density, see :func:`ghm_triton.ghmc_loss`. 1 is mmdetection's loss. 0.5 is
+            recommended for everything but the paper's setting (COCO, large batches).
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.
@@ -97,9 +98,9 @@ class GHMC(_DropIn):
         Args:
             pred: Logits [N, C].
             target: Class indices int64 [N], C (or anything outside 0 .. C-1) for background; or [N, C] in [0, 1].
-            label_weight: [N] or [N, 1] beside class indices, else [N, C]; an element counts where it is positive.
-            reduction_override: Takes the place of `reduction`.
-            kwargs: `avg_factor` and others that heads pass; not used.
+            label_weight: [N] or [N, 1] beside class indices, else [N, C]. Elements with a positive weight count.
+            reduction_override: Replaces `reduction` for this call.
+            kwargs: `avg_factor` and other arguments of heads. Not used.
         """
         if all(isinstance(given, Tensor) for given in (pred, target, label_weight)) and target.dim() < pred.dim():
             if label_weight.shape == (*target.shape, 1):
@@ -111,8 +112,8 @@ class GHMR(_DropIn):
     """mmdetection's GHM regression loss.
 
     Args:
-        mu: Where ASL1 turns from quadratic to linear; positive.
-        bins, momentum, loss_weight, reduction, exponent: As for :class:`GHMC`.
+        mu: The transition point of ASL1 from quadratic to linear, from 1e-15 to 1e12.
+        bins, momentum, loss_weight, reduction, exponent: See :class:`GHMC`.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -151,9 +152,9 @@ class GHMR(_DropIn):
         Args:
             pred: Box deltas [N, 4].
             target: [N, 4].
-            label_weight: [N, 4]; an element counts where it is positive, and their sum is the divisor.
+            label_weight: [N, 4]. Elements with a positive weight count, and the sum of the weights is the divisor.
             avg_factor: Not used.
-            reduction_override: Takes the place of `reduction`.
+            reduction_override: Replaces `reduction` for this call.
         """
         return self._compute(pred, target, label_weight, reduction_override, float(self.mu))
 

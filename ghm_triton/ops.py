@@ -1,16 +1,17 @@
 """The operators: schemas, implementations, fakes for tracing, and rules for vmap. ghm_triton.autograd adds derivatives.
 
     eager_loss        GHM-C (mu None) or GHM-R by ghm_triton.eager, on any device
-    triton_loss       the same by the kernels
+    triton_loss       the same loss by the kernels
     triton_gradient   its gradients with respect to `inputs`, from the incoming `grads` and the coefficients
 
 Lists hold one tensor per level; `weights` may be empty. The losses return the loss, or the losses of each level for
-"none"; then what the gradient needs: for eager_loss the gradients if `grad`, for triton_loss the coefficients; then
-the new running_counts if there are any and `update`. The options come one by one, in the order of ghm_triton.options.
-The operators of the kernels take contiguous tensors; on the CPU they run in Triton's interpreter.
+"none". The inputs of the gradient follow: the gradients themselves for eager_loss with `grad`, the coefficients for
+triton_loss. The new running_counts come last, if there are any and `update` is set. The options are separate arguments
+in the order of ghm_triton.options. The operators of the kernels take contiguous tensors, and on the CPU they run in
+Triton's interpreter.
 
-eager_loss is opaque to torch.compile: its choices by data (which blocks are easy) would break a traced graph, and
-without them the compiled code is slower than the plain call.
+eager_loss is opaque to torch.compile. Its choices depend on data (which blocks are easy) and would break a traced
+graph; without them the compiled code is slower than the plain call.
 """
 
 import torch
@@ -79,26 +80,26 @@ _FAKES = {
 
 
 def _at(value, dims, i: int):
-    """Population i of an argument, a tensor or a list of tensors, that vmap has stacked along `dims`."""
+    """Population i of an argument (a tensor or a list of tensors) that vmap has stacked along `dims`."""
     if isinstance(value, (list, tuple)):
         return [_at(one, dim, i) for one, dim in zip(value, dims)]
     return value if dims is None else value.select(dims, i).contiguous()
 
 
 def _blank(value, dims):
-    """A population of an argument that has none, for its shape."""
+    """An empty tensor of the shape of one population, for an argument that holds no population."""
     if isinstance(value, (list, tuple)):
         return [_blank(one, dim) for one, dim in zip(value, dims)]
     return value if dims is None else value.new_empty(value.shape[:dims] + value.shape[dims + 1 :])
 
 
 def _one_by_one(name: str):
-    """The rule for vmap: every population has a density of its own."""
+    """The rule for vmap: each population has its own density."""
 
     def rule(info, in_dims, *args):
         if name != "triton_gradient" and args[3] is not None and in_dims[3] is None:
             raise RuntimeError(
-                "running_counts must be batched under vmap, a state for each population, got one state for "
+                "running_counts must be batched under vmap, one state per population, got one state for "
                 f"{info.batch_size} of them"
             )
         if info.batch_size == 0:

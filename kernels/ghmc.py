@@ -1,4 +1,4 @@
-"""GHM-C: counts and loss sums by unit region, gradient, and the unreduced loss.
+"""GHM-C: counts and loss sums per unit region, gradient, and the unreduced loss.
 
 For logit x, target t, p = sigmoid(x):
 
@@ -120,7 +120,7 @@ def _ghmc_gradient_kernel(
     BLOCK: tl.constexpr,
     ANCHORS: tl.constexpr,
 ):
-    """output = coefficient_j * (p - t) * grad, one tile a program; grad is one number, or one an element."""
+    """output = coefficient_j * (p - t) * grad, one tile per program. grad: one number, or one per element."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
     x = load_tile(input_ptr, start, n, lane).to(tl.float32)
@@ -140,7 +140,7 @@ def _ghmc_gradient_kernel(
         residual = tl.where(weight > 0, residual, 0.0)
     coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(residual), BINS, AT_EDGES))
     output = residual * coefficient * grad
-    if ELEMENT_GRAD:  # an ignored element's own may be inf or NaN
+    if ELEMENT_GRAD:  # that of an ignored element may be inf or NaN
         output = tl.where(residual != 0, output, 0.0)
     store_tile(output_ptr, start, n, lane, output)
 
@@ -176,7 +176,7 @@ def _ghmc_weigh_kernel(
 
 @functools.cache
 def _easy_below(bins: int) -> float:
-    """A logit, at most 0, below which sigmoid lies in region 0 whatever its rounding."""
+    """A logit, at most 0, below which the sigmoid lies in region 0 with any rounding."""
     if bins < 3:
         return -1e-5
     logit = -math.log(bins - 1)

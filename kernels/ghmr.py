@@ -1,4 +1,4 @@
-"""GHM-R: counts and loss sums by unit region, gradient, and the unreduced loss.
+"""GHM-R: counts and loss sums per unit region, gradient, and the unreduced loss.
 
 For d = input - target:
 
@@ -51,7 +51,7 @@ def _ghmr_accumulate_kernel(
 ):
     """Row program_id of counts [programs, SLOTS] int32 and sums [programs, SLOTS] fp32; tiles in stride programs.
 
-    A tile in which no element counts, as most do where boxes are matched to few anchors, is not read.
+    A tile without counted elements is not read. Most tiles are such where few anchors have a box.
     """
     program = tl.program_id(0)
     lane = tl.arange(0, BLOCK)

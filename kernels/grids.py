@@ -1,4 +1,4 @@
-"""Blocks and grids of the launches, and the constants that a kernel is compiled for."""
+"""Tiles and grids of the launches, and the constants that a kernel is compiled for."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ PROGRAMS_PER_SM = 20  # of 32 threads and up to 96 registers: all are resident a
 
 
 class Tile(NamedTuple):
-    """The elements that a program takes at once, and its warps."""
+    """The elements that a program processes at once, and its number of warps."""
 
     block: int
     warps: int
@@ -25,12 +25,12 @@ class Tile(NamedTuple):
         return (triton.cdiv(level.input.numel(), self.block),)
 
 
-ACCUMULATE = Tile(8 * LANES, 1)  # one warp: a tile leaves the fast path by itself, and nothing waits at a barrier
+ACCUMULATE = Tile(8 * LANES, 1)  # one warp: each tile leaves the fast path alone, and no warp waits at a barrier
 ELEMENTWISE = Tile(2048, 4)
 
 
 def accumulate_programs(level: Level) -> int:
-    """Programs that count a level: one per tile, at most as many as are resident at once."""
+    """The number of programs that count a level: one per tile, at most as many as are resident at once."""
     return min(*ACCUMULATE.grid(level), resident_programs(level.input.device))
 
 
@@ -44,7 +44,7 @@ def resident_programs(device: torch.device) -> int:
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device; make that the tensors' own."""
+    """Makes the device of the tensors the current one, on which Triton launches."""
     return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else contextlib.nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""From counts and loss sums by region to the loss and the coefficients of the gradient.
+"""The loss and the coefficients of the gradient from counts and loss sums per region.
 
     R_j, L_j  number of elements and sum of losses of region j; N = sum_j R_j, or the sum of the weights
     S_j       R_j, or its moving average a * S_j + (1 - a) * R_j (eq. 12)
@@ -131,7 +131,7 @@ def _harmonize_kernel(
 
 
 class Rows:
-    """Counts int32 and loss sums fp32, both [programs of all levels, slots]: every program writes a row of its own."""
+    """Counts int32 and loss sums fp32, both [programs of all levels, slots]. Each program writes its own row."""
 
     def __init__(self, input: torch.Tensor, programs: list[int], bins: int):
         self.counts = input.new_empty(sum(programs), slots_of_kernels(bins), dtype=torch.int32)
@@ -139,7 +139,7 @@ class Rows:
         self._programs = programs
 
     def from_level(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of the level and of those behind it."""
+        """The rows of this level and of the following ones."""
         first = sum(self._programs[:index])
         return self.counts[first:], self.sums[first:]
 
@@ -198,7 +198,7 @@ def _fold(counts: torch.Tensor, sums: torch.Tensor, programs: int, limit: int) -
 
 
 def _share(counts: torch.Tensor, sums: torch.Tensor, options: Options, sum_weights: bool) -> None:
-    """Puts the counts of all processes, and N, into the only row of `counts` and `sums`."""
+    """Writes the counts of all processes, and N, into the only row of `counts` and `sums`."""
     bins = options.bins
     own = counts[0].double()
     total = sums[0, -1:].double() if sum_weights else own[: bins + 1].sum(0, keepdim=True)

@@ -1,6 +1,6 @@
-"""The operators by the kernels: which kernels are launched, in which order. ghm_triton.eager has the same layout.
+"""The implementations of the operators: which kernels run, in which order. ghm_triton.eager has the same layout.
 
-Tensors are contiguous, arguments taken as checked. On the CPU the kernels run in Triton's interpreter.
+Tensors are contiguous and arguments already checked. On the CPU the kernels run in Triton's interpreter.
 """
 
 import torch
@@ -16,8 +16,8 @@ from .harmonize import Rows, harmonize
 def launch_loss(population: Population, running_counts: torch.Tensor | None, options: Options) -> list[torch.Tensor]:
     """[loss], or the losses of each level for "none"; coefficients [slots]; new running_counts if any and `update`.
 
-    Losses and coefficients in fp32. GHM-R in "mmdet" takes the sum of the weights for the number of elements. `grad` is
-    not used: coefficients are all that the gradient needs.
+    Losses and coefficients are fp32. For GHM-R in "mmdet" the sum of the weights replaces the number of elements.
+    `grad` is not used, because the gradient needs no more than the coefficients.
     """
     sum_weights = options.mmdet and options.mu is not None and bool(population.weights)
     with grids.on_device(population.inputs[0].device):
@@ -28,7 +28,7 @@ def launch_loss(population: Population, running_counts: torch.Tensor | None, opt
 
 
 def accumulate(population: Population, options: Options) -> Rows:
-    """Counts and loss sums by region of all levels, one row per program."""
+    """Counts and loss sums per region of all levels, one row per program."""
     launch = accumulate_ghmc if options.mu is None else accumulate_ghmr
     levels = population.levels()
     programs = [grids.accumulate_programs(level) for level in levels]

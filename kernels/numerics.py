@@ -1,4 +1,4 @@
-"""Scalar functions of the loss kernels: fp32, the same wherever they run, without special function units.
+"""Scalar functions of the loss kernels: fp32, with the same bits on every device, without special function units.
 
     exp_nonpositive(x) = exp(x),       x <= 0         relative error below 2e-7; 1 at 0, and 0 below -88
     log1p_unit(e)      = log(1 + e),   0 <= e <= 1    relative error below 2e-7
@@ -6,7 +6,7 @@
     reciprocal(1 + e)  = 1 / (1 + e),  0 <= e <= 1    relative error below 2e-7; 1/2 at 1
 
 The hardware's exp2 is not used: rounding x * log2(e) alone costs 1e-6 of the result at x = -20, where easy
-negatives live. Its division spends half its instructions on a range that 1 + e does not have. The coefficients are
+negatives lie. Its division spends half its instructions on a range that 1 + e does not have. The coefficients are
 minimax fits (Remez exchange, 40 digits) that keep the values at 0 exact.
 """
 

@@ -1,4 +1,4 @@
-"""What a tile of BLOCK consecutive elements shares: its anchors' labels and weights, and the sums by region.
+"""Operations on a tile of BLOCK consecutive elements: loads, labels and weights of its anchors, sums per region.
 
 An anchor is a row of the input: COLUMNS consecutive elements (the classes, or the box coordinates). Labels and
 per-anchor weights are read once for the anchors of a tile and only spread over the elements where a tile needs it.
@@ -21,7 +21,7 @@ def anchor_of(start, lane, COLUMNS: tl.constexpr):
 
 @triton.jit
 def load_tile(pointer, start, n, lane):
-    """BLOCK consecutive elements, 0 past the end. A full tile needs no mask, so that its loads are 16 bytes wide."""
+    """BLOCK consecutive elements, 0 past the end. A full tile needs no mask, so its loads are 16 bytes wide."""
     if start + lane.shape[0] <= n:
         tile = tl.load(pointer + start + lane)
     else:
@@ -31,7 +31,7 @@ def load_tile(pointer, start, n, lane):
 
 @triton.jit
 def store_tile(pointer, start, n, lane, tile):
-    """Writes what of the fp32 tile lies before the end, rounded to the pointer's type."""
+    """Writes the part of the fp32 tile before the end, rounded to the type of the pointer."""
     if INTERPRETED and pointer.dtype.element_ty == tl.bfloat16:
         tile = _round_to_bfloat16(tile)
     if start + lane.shape[0] <= n:
@@ -42,7 +42,7 @@ def store_tile(pointer, start, n, lane, tile):
 
 @triton.jit
 def _round_to_bfloat16(tile):
-    """The nearest bfloat16, ties to even, as an fp32: so does a cast on a GPU, but the interpreter truncates."""
+    """The nearest bfloat16, ties to even, as fp32. A cast on a GPU rounds so; the interpreter truncates."""
     bits = tile.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return tl.where(tile == tile, rounded, tile)
@@ -85,7 +85,7 @@ def is_plain(
 
 @triton.jit
 def _positive_as_it_was(weight):
-    """As fp32, in which a positive fp64 may have become 0."""
+    """The weight as fp32, positive where it was positive: a tiny fp64 would round to 0."""
     rounded = weight.to(tl.float32)
     return tl.where((weight > 0) & (rounded == 0), 1e-38, rounded)
 
@@ -108,7 +108,7 @@ def load_weight(
 
 @triton.jit
 def load_target(target_ptr, start, n, lane, COLUMNS: tl.constexpr, CLASS_INDEX: tl.constexpr):
-    """The target of each element: fp32; of a class index 1 in the column that it names and 0 elsewhere."""
+    """The fp32 target of each element. A class index gives 1 in the column that it names and 0 elsewhere."""
     if CLASS_INDEX:
         first, anchor, column = anchor_of(start, lane, COLUMNS)
         label = tl.load(target_ptr + first + anchor, mask=start + lane < n, other=-1).to(tl.int64)
@@ -122,7 +122,7 @@ def load_target(target_ptr, start, n, lane, COLUMNS: tl.constexpr, CLASS_INDEX: 
 def add_by_region(region, loss, counts, sums, BINS: tl.constexpr, SLOTS: tl.constexpr, FIRST: tl.constexpr):
     """Adds a tile to counts (all SLOTS) and its losses of the regions FIRST..BINS to sums, present regions in order.
 
-    The loop runs once for each region that the tile has: a handful beyond region 0 when the classifier is trained.
+    The loop runs once per region in the tile: a handful beyond region 0 for a trained classifier.
     """
     slot = tl.arange(0, SLOTS)
     found = tl.histogram(region, SLOTS)

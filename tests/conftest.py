@@ -1,6 +1,6 @@
-"""Where there is no GPU, the kernels run in Triton's interpreter; unwritten outputs show as NaN everywhere.
+"""Without a GPU the kernels run in Triton's interpreter. Unwritten outputs hold NaN.
 
-One thread a process, also in the processes that tests start: pytest-xdist runs as many of them as there are cores.
+Each process has one thread, also those that tests start: pytest-xdist runs one process per core.
 """
 
 import os
@@ -21,12 +21,12 @@ if kernels is not None:
     from ghm_triton.kernels import grids
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXAMPLES = int(os.environ.get("GHM_TRITON_EXAMPLES", "1"))  # times as many, and new ones in every run
+EXAMPLES = int(os.environ.get("GHM_TRITON_EXAMPLES", "1"))  # a factor; above 1 each run draws new ones
 POISON = {"empty": torch.empty, "empty_like": torch.empty_like}
 
 
 def examples(number: int) -> settings:
-    """Of a hypothesis test: about 2,000 are drawn in a run of all tests, always the same."""
+    """Settings of a hypothesis test. A run of all tests draws about 1,100 examples, always the same ones."""
     return settings(
         max_examples=number * EXAMPLES,
         derandomize=EXAMPLES == 1,
@@ -47,14 +47,15 @@ def _poisoned(make):
 
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
-    """Memory that is not written holds what no test accepts."""
+    """Memory that is not written holds NaN, or the smallest integer."""
     for name, make in POISON.items():
         monkeypatch.setattr(torch, name, _poisoned(make))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
 
 
-@pytest.fixture(params=["eager", "triton"])
+@pytest.fixture(params=["eager", pytest.param("triton", marks=pytest.mark.slow)])
 def backend(request):
+    """Each backend. `make check` leaves the kernels in the interpreter to test_kernels.py."""
     if request.param == "triton" and kernels is None:
         pytest.skip("needs Triton")
     return request.param

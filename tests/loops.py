@@ -10,16 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import ghm_triton
-
-# Against float64 with the same regions, relative: what the README states for float32.
-LOSS = 1e-6
-GRADIENT = 2e-6
-# A 16-bit number has 11 (float16) or 8 (bfloat16) significant bits: rounding to nearest errs by at most half a step,
-# 2^-11 or 2^-8 of the number, and below the normal range by half the smallest step. Below 1e-38 float32 has no full
-# precision.
-ROUNDING = {torch.float32: 0.0, torch.float64: 0.0, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-SMALLEST = {torch.float32: 1e-38, torch.float64: 1e-38, torch.float16: 2**-25, torch.bfloat16: 1e-38}
-SIGMOID = 4 * 2**-24  # error of p - t where it cancels, as it does for soft targets: a few units of p and of t
+from tolerances import GRADIENT, LOSS, ROUNDING, SIGMOID, SMALLEST, assert_close
 
 
 def expand(target, columns):
@@ -41,7 +32,7 @@ def by_element(weight, x):
 
 
 class Loop:
-    """kind "c" (logits) or "r" (box deltas). Keeps the moving average as one Python number a region."""
+    """kind "c" (logits) or "r" (box deltas). Keeps the moving average as one Python number per region."""
 
     def __init__(self, kind, bins, *, momentum=0.0, variant="paper", mu=0.02, exponent=1.0, dtype=torch.float32):
         self.kind, self.bins, self.momentum, self.variant, self.mu = kind, bins, momentum, variant, mu
@@ -116,13 +107,6 @@ def off_edges(x, t, loop, margin=2e-6):
     raise AssertionError("every value is at an edge")
 
 
-def assert_near(actual, expected, relative, absolute):
-    actual, expected = actual.detach().cpu().double(), expected.detach().double()
-    error = (actual - expected).abs()
-    bad = ~(error <= relative * expected.abs() + absolute)
-    assert not bad.any(), f"{int(bad.sum())} of {bad.numel()}: {actual[bad][:3]} instead of {expected[bad][:3]}"
-
-
 def assert_agrees(
     loop, inputs, targets, weights=None, *, backend, device="cpu", reduction="mean", state=None, soft=False
 ):
@@ -161,14 +145,14 @@ def assert_agrees(
         assert [part.shape for part in parts] == [x.shape for x in lists[0]]
     flat = torch.cat([part.flatten() for part in parts]) if reduction == "none" else actual
     found = torch.autograd.grad(flat, leaves, (factor * scale).to(device, loop.dtype))
-    assert_near(flat, expected, GRADIENT if reduction == "none" else LOSS, 1e-38)
+    assert_close(flat, expected, GRADIENT if reduction == "none" else LOSS, 1e-38)
     for x, ours, reference, dtype in zip(leaves, found, gradients, narrow):
         assert ours.dtype == dtype and ours.shape == x.shape
         absolute = SMALLEST[dtype]
         if soft and ours.numel():
             absolute += SIGMOID * float(reference.abs().max())
-        assert_near(ours, reference, GRADIENT + ROUNDING[dtype], absolute)
+        assert_close(ours, reference, GRADIENT + ROUNDING[dtype], absolute)
     if state is not None:
         average = [*loop.average, 1 - loop.momentum**loop.steps] if loop.variant == "paper" else loop.average
-        assert_near(state, torch.tensor(average, dtype=torch.float64), 1e-6, 1e-38)  # float32, rounded once a step
+        assert_close(state, torch.tensor(average, dtype=torch.float64), 1e-6, 1e-38)  # float32, rounded once per step
     return actual

@@ -7,7 +7,7 @@ import torch
 
 
 def norms(kind, x, t, mu=0.02):
-    """(gradient norm, loss, derivative of the loss) of each element, float64. kind: "c" (x logits) or "r" (x deltas)."""
+    """(gradient norm, loss, its derivative) of each element, float64. kind: "c" (x logits) or "r" (x deltas)."""
     x, t = x.double(), t.double()
     if kind == "c":
         p, q = torch.sigmoid(x), torch.sigmoid(-x)
@@ -54,7 +54,7 @@ def harmonize(
     region=None,
     exponent=1.0,
 ):
-    """(loss, gradient, new state), float64, for dense targets and weights of the shape of x. state: as running_counts."""
+    """(loss, gradient, new state), float64. t and weight have the shape of x; state is as running_counts."""
     valid = torch.ones_like(x, dtype=torch.bool) if weight is None else weight > 0
     region = regions(kind, x, t, bins, mu) if region is None else region
     _, loss, slope = norms(kind, x, t, mu)

@@ -1,4 +1,4 @@
-"""Where the kernels read and write, seen in Triton's interpreter: inside their arguments only, and past 2^31 elements."""
+"""The addresses of the kernels in Triton's interpreter: only inside their arguments, also past 2^31 elements."""
 
 import builtins
 
@@ -6,15 +6,19 @@ import numpy
 import pytest
 import torch
 
-from compare import assert_close, logits
+from compare import logits
 from conftest import POISON
 from ghm_triton import ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
 from ghm_triton.conventions import Level, Population
 from ghm_triton.interpreter import interpreting
 from ghm_triton.options import Options
+from tolerances import assert_close
 
-pytestmark = pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(kernels is None or not interpreting(), reason="needs Triton's interpreter"),
+]
 if kernels is not None:
     from ghm_triton.kernels import ghmr, grids, launch
     from triton.runtime import interpreter
@@ -44,9 +48,9 @@ def watched(monkeypatch):
         accesses[-1] += address.size
 
     for name in ("create_masked_load", "create_masked_store"):
-        original = getattr(builder, name)
+        original, is_load = getattr(builder, name), name.endswith("load")
 
-        def masked(self, pointers, value_or_mask, *args, original=original, load=name.endswith("load")):
+        def masked(self, pointers, value_or_mask, *args, original=original, load=is_load):
             check(pointers, value_or_mask if load else args[0])
             return original(self, pointers, value_or_mask, *args)
 

@@ -1,4 +1,4 @@
-"""Compiled, exported and captured: one graph, the numbers and the state of the plain call, and no wait for the device."""
+"""Compiled, exported and captured: one graph, the numbers and the state of the plain call, no synchronization."""
 
 import contextlib
 import io
@@ -7,13 +7,17 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from compare import LayerWithLoss, assert_close, logits
+from compare import LayerWithLoss, logits
 from ghm_triton import GHMC, GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
 from ghm_triton.conventions import Population, floor_misses_edges
 from ghm_triton.options import Options
+from tolerances import assert_close
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +53,7 @@ MODULES = {
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", MODULES)
 def test_compiled_modules(name, dynamic, backend, device):
-    """The operators are the same, so the bits are; the state is updated once a call, in place, also without gradient."""
+    """The same operators give the same bits. The state is updated in place, once per call, also without gradient."""
     kind = "r" if name == "ghmr" else "c"
     plain = steps(MODULES[name](backend).to(device), device, kind)
     compiled = torch.compile(MODULES[name](backend).to(device), fullgraph=True, dynamic=dynamic, backend="aot_eager")

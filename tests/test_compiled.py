@@ -12,6 +12,7 @@ pandas = pytest.importorskip("pandas")
 if not hasattr(triton, "knobs"):
     pytest.skip("needs Triton 3.4 to compile ahead of time", allow_module_level=True)
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiled")]  # all tests share one report
 CLASSES = ["fp32", "integer", "special", "memory", "shared", "other"]  # of instructions
 TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942"]
 
@@ -40,7 +41,7 @@ def test_every_kernel_compiles_without_spills(report, target):
         f"_{loss}_{step}_kernel" for loss in ("ghmc", "ghmr") for step in ("accumulate", "gradient", "weigh")
     } | {"_fold_kernel", "_harmonize_kernel"}
     assert rows[rows.spills > 0].empty
-    assert rows.registers.max() <= 168  # 3 programs of 128 threads a multiprocessor
+    assert rows.registers.max() <= 168  # 3 programs of 128 threads per multiprocessor
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -65,9 +66,31 @@ def test_three_launches_for_forward_and_backward(report):
 
 
 def test_easy_tiles_cost_little(report):
-    """The fast path of a trained classifier: about 25 instructions a logit, a third of what the full path takes."""
+    """The fast path of a trained classifier: about 25 instructions per logit, a third of what the full path takes."""
     rows = report[(report.kernel == "_ghmc_accumulate_kernel") & report.target.str.startswith("sm_")]
     rows = rows[rows.configuration.str.endswith(" class index")]
     easy, hard = (rows[[f"{way}_{kind}" for kind in CLASSES]].sum(axis=1) for way in ("easy", "hard"))
     assert (easy < 35).all() and (easy > 10).all()  # above 35 it would no longer hide behind fp32 loads on an H100
     assert (hard > 2 * easy).all()
+
+
+def test_writes_only_where_out_says(tmp_path, monkeypatch, capsys):
+    """Without --out it wrote over the tracked CSV."""
+    from perf.compiled import __main__ as command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(command, "report", lambda targets: pandas.DataFrame({"block": [float("nan")], "spills": [0]}))
+    assert command.main([]) == 0 and "1 kernels, 0 with spills" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert command.main(["--out", "new/compiled.csv"]) == 0
+    assert [path.name for path in tmp_path.rglob("*.csv")] == ["compiled.csv"]
+
+
+def test_interpreted_kernels_are_refused(monkeypatch, capsys):
+    from perf.compiled import __main__ as command
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as end:
+        command.main([])
+    assert end.value.code == 2 and "TRITON_INTERPRET must be unset, got '1'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""With the rest of PyTorch: checkpointing, saved-tensor hooks, traced graphs, stacked gradients, what needs no gradient."""
+"""With the rest of PyTorch: checkpointing, saved-tensor hooks, traced graphs, stacked gradients, no gradients."""
 
 from typing import NamedTuple
 

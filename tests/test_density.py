@@ -73,7 +73,7 @@ def test_a_state_of_the_other_variant_is_refused(make):
     torch.save(make(bins=9).state_dict(), file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     other = make(bins=10, variant="mmdet")
-    with pytest.raises(RuntimeError, match="running_counts must be of variant 'mmdet', got that of variant 'paper'"):
+    with pytest.raises(RuntimeError, match="running_counts must be of variant 'mmdet', got variant 'paper'"):
         other.load_state_dict(state)
     assert not other.running_counts.any()
     make(bins=9).load_state_dict(state)

@@ -9,11 +9,12 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from compare import LOSS, logits
+from compare import logits
 from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
+from tolerances import LOSS
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")]
 BACKENDS = ["eager"] + ["triton"] * (kernels is not None and not torch.cuda.is_available())  # gloo, CPU tensors
 SIZES = {2: (5, 12), 3: (7, 0, 30)}  # anchors of each process
 EXACT = 1e-5  # a sum over processes is in another order, and two roundings of fp32 longer
@@ -145,7 +146,7 @@ def _heads():
 
 
 def check_data_parallel(rank, size):
-    """DistributedDataParallel over modules with sync=True: gradients and running counts of one process with everything."""
+    """DistributedDataParallel with sync=True: gradients and running counts of one process with all elements."""
     x, labels, _ = problem(size, "c")
     labels[SIZES[size][0] :] = -1  # only process 0 has positives
     boxes = x.flip(0)

@@ -5,9 +5,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
-from loops import GRADIENT, ROUNDING, SIGMOID, Loop, assert_agrees, assert_near, off_edges
+from ghm_triton.options import Options
+from loops import Loop, assert_agrees, off_edges
+from tolerances import GRADIENT, LOSS, ROUNDING, SIGMOID, assert_close
 
 pytest.importorskip("triton")
+from ghm_triton.kernels import harmonize
 
 
 @pytest.fixture
@@ -107,6 +110,25 @@ def test_more_rows_than_one_program_adds(variant, device, draw, two_programs):
         assert_agrees(loop, *map(list, zip(*levels)), backend="triton", device=device, state=state)
 
 
+@pytest.mark.parametrize("rows", [3, 5000])
+def test_a_process_group_folds_in_two_stages(rows, monkeypatch, device):
+    """No program adds more rows, one after the other, than without a group; and the numbers are the same."""
+    folds, fold = [], harmonize._fold
+    monkeypatch.setattr(harmonize, "_fold", lambda *args: folds.append((len(args[0]), args[2])) or fold(*args))
+    monkeypatch.setattr(harmonize, "all_reduce", lambda numbers, group: numbers)
+    table = harmonize.Rows(torch.zeros(1, device=device), [rows], 30)
+    table.counts.copy_(torch.arange(table.counts.numel(), device=device).view(table.counts.shape) % 7)
+    table.sums.copy_(table.counts / 4)
+    results = []
+    for group in (None, "all"):
+        options = Options(None, 30, 0.0, "paper", "mean", group=group)
+        results.append(harmonize.harmonize(table, None, options, sum_weights=False)[:2])
+    for alone, shared in zip(*results):
+        assert_close(shared, alone.cpu(), LOSS, 0.0)
+    limit = harmonize.FOLD_TILE // 32
+    assert all(count <= max(limit, -(-rows // limit)) * programs for count, programs in folds)
+
+
 def test_levels_of_different_columns(backend, device, draw):
     """Levels need not have the same classes; the tables of labels and weights are each level's own."""
     loop = Loop("c", 12, variant="mmdet")
@@ -145,7 +167,7 @@ def test_arguments_that_are_not_contiguous(make, backend, device, draw):
                 results.append((loss, leaf.grad))
             # torch.sigmoid rounds in another way where it cannot go along the memory
             for actual, expected in zip(*results):
-                assert_near(actual, expected.cpu(), GRADIENT, SIGMOID * float(expected.detach().abs().max()))
+                assert_close(actual, expected.cpu(), GRADIENT, SIGMOID * float(expected.detach().abs().max()))
 
 
 def test_float64_state(backend, device, draw):
@@ -159,8 +181,8 @@ def test_float64_state(backend, device, draw):
                 ghmr_loss(x, target, momentum=0.9, running_counts=state, variant=variant, backend=backend)
                 for state in (wide, narrow)
             ]
-            assert_near(losses[0], losses[1].cpu(), 1e-6, 0.0)
-        assert_near(wide, narrow.cpu(), 1e-6, 0.0)
+            assert_close(losses[0], losses[1].cpu(), 1e-6, 0.0)
+        assert_close(wide, narrow.cpu(), 1e-6, 0.0)
 
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -179,7 +201,7 @@ def test_gradient_of_the_target(input_dtype, target_dtype, backend, device, draw
         for argument, sign, need in zip(arguments, (1, -1), needed):
             if need:
                 assert argument.grad.dtype == argument.dtype
-                assert_near(argument.grad, sign * leaf.grad, GRADIENT + ROUNDING[argument.dtype], 2**-25)
+                assert_close(argument.grad, sign * leaf.grad, GRADIENT + ROUNDING[argument.dtype], 2**-25)
             else:
                 assert argument.grad is None
 
@@ -193,7 +215,7 @@ def test_only_wanted_gradients(backend, device, draw):
     mean = levels[1].grad.clone()
     losses = ghmc_loss(levels, targets, reduction="none", backend=backend)
     (losses[1].sum() / 54).backward()
-    assert_near(levels[1].grad, 2 * mean.cpu(), 2 * GRADIENT, 0.0)
+    assert_close(levels[1].grad, 2 * mean.cpu(), 2 * GRADIENT, 0.0)
     losses = ghmc_loss(levels, targets, reduction="none", backend=backend)
     assert torch.autograd.grad(losses[0].sum(), levels[1])[0].abs().max() == 0  # beta is a constant
 
@@ -232,7 +254,7 @@ def test_backend_by_name_by_environment_and_by_default(device, monkeypatch):
 
 
 def test_kernels_get_indices_and_anchor_weights_as_they_are(device):
-    """Expanded to one-hot, or to a weight an element, they would be as large as the logits."""
+    """Expanded to one-hot, or to one weight per element, they would be as large as the logits."""
     x = torch.randn(50, 40, device=device).requires_grad_()
     _, calls = operators_of(
         x, torch.zeros(50, dtype=torch.int64, device=device), torch.ones(50, device=device), backend="triton"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss, register_mmdet
-from loops import GRADIENT, LOSS, ROUNDING, SMALLEST, Loop, assert_near, expand, off_edges
+from loops import Loop, expand, off_edges
+from tolerances import GRADIENT, LOSS, ROUNDING, SMALLEST, assert_close
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def draw():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(params=["eager", "triton"], autouse=True)
+@pytest.fixture(params=["eager", pytest.param("triton", marks=pytest.mark.slow)], autouse=True)
 def by_environment(request, monkeypatch):
     """The classes have no argument for the backend."""
     if request.param == "triton":
@@ -40,16 +41,16 @@ def compare(module, loop, x, target, weight, device, reduction="mean", **keyword
     expected = loop([wide], [target], [weight], reduction=reduction) * module.loss_weight
     assert value.dtype == torch.float32
     if reduction == "none":
-        assert_near(value.flatten(), expected, GRADIENT, 1e-38)
+        assert_close(value.flatten(), expected, GRADIENT, 1e-38)
     else:
-        assert_near(value, expected, LOSS, 0.0)
+        assert_close(value, expected, LOSS, 0.0)
     factor = 64.0  # as of a loss scaler: float16 gradients stay in range
     (value.sum() * factor).backward()
     (expected.sum() * factor).backward()
     assert leaf.grad.dtype == x.dtype
-    assert_near(leaf.grad, wide.grad, GRADIENT + ROUNDING[x.dtype], SMALLEST[x.dtype])
+    assert_close(leaf.grad, wide.grad, GRADIENT + ROUNDING[x.dtype], SMALLEST[x.dtype])
     if module.momentum > 0:
-        assert_near(module.acc_sum, torch.tensor(loop.average, dtype=torch.float64), 1e-6, 0.0)
+        assert_close(module.acc_sum, torch.tensor(loop.average, dtype=torch.float64), 1e-6, 0.0)
 
 
 @pytest.mark.parametrize("exponent", [1, 0.5])
@@ -59,7 +60,7 @@ def test_five_levels_a_step(dtype, exponent, device, draw):
     loop = Loop("c", 30, momentum=0.75, variant="mmdet", exponent=exponent)
     module = GHMC(bins=30, momentum=0.75, use_sigmoid=True, loss_weight=1.5, exponent=exponent).to(device)
     for step in range(2):
-        for level, rows in enumerate((40, 20, 0, 6, 2)):
+        for rows in (40, 20, 0, 6, 2):
             x, labels, weights = head_outputs(rows, draw, loop, dtype)
             keywords = dict(avg_factor=17) if step else dict(avg_factor=3, ignore_index=-100, label="x")
             compare(module, loop, x, labels, weights, device, **keywords)
@@ -130,12 +131,12 @@ def test_calls_by_keyword(device, draw):
 
 
 def test_class_indices_and_their_expansion_agree(device, draw):
-    """Heads pass labels and a weight an anchor, or both expanded; the calls differ in shape, not in meaning."""
+    """Heads pass labels and one weight per anchor, or both expanded. The calls differ in shape, not in meaning."""
     x, labels, weights = head_outputs(30, draw, Loop("c", 10))
     module = GHMC()
     dense, full = expand(labels, 80), weights.unsqueeze(1).expand(30, 80)
     value = module(x.to(device), labels.to(device), weights.to(device))
-    assert_near(value, module(x.to(device), dense.to(device), full.to(device)).cpu(), LOSS, 0.0)
+    assert_close(value, module(x.to(device), dense.to(device), full.to(device)).cpu(), LOSS, 0.0)
 
 
 @pytest.mark.parametrize("bins", [10, 11, 12, 19, 20, 25, 50, 100])
@@ -218,7 +219,7 @@ def test_checkpoints_of_mmdetection(module, device):
     region = bins // 2 if isinstance(module, GHMC) else 0
     expected = checkpoint["acc_sum"].clone()
     expected[region] = module.momentum * expected[region] + (1 - module.momentum) * 4
-    assert_near(module.acc_sum, expected, 1e-6, 0.0)
+    assert_close(module.acc_sum, expected, 1e-6, 0.0)
     with pytest.raises(RuntimeError, match="acc_sum"):
         module.load_state_dict({"edges": edges}, strict=True)
 

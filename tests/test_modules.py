@@ -8,8 +8,9 @@ import threading
 import pytest
 import torch
 
-from compare import GRADIENT, LOSS, assert_close, logits
+from compare import logits
 from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss, ghmc_loss
+from tolerances import GRADIENT, LOSS, assert_close
 
 MODULES = {
     "ghmc": GHMCLoss,
@@ -94,7 +95,7 @@ def test_gradient_accumulation(backend, device):
 
 
 def test_grad_scaler(device):
-    """65536 times the loss of a float16 layer's output overflows nowhere; scaled back, the gradient is the plain one's."""
+    """A loss of a float16 layer times 65536 overflows nowhere. Scaled back, the gradient is that without a scale."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(8, 4).to(device)
     x, labels = logits(40, 8).to(device), torch.arange(40, device=device) % 5

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
+from compare import check_ghmc, clear_of_edges, evaluate
 from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from ghm_triton.eager.harmonize import _average
+from ghm_triton.options import Options
+from tolerances import GRADIENT, LOSS, assert_close
 
 VARIANTS, REDUCTIONS = ["paper", "mmdet"], ["mean", "sum", "none"]
 
@@ -190,3 +194,55 @@ def test_regions_that_vanish_for_long(module, backend, device):
     value = module(x, target)
     value.backward()
     assert value.isfinite() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -1.0])
+def test_weights_that_do_not_count_in_a_sum_of_weights(bad, backend, device):
+    """GHM-R of "mmdet" divides by the sum of the weights: NaN adds nothing to it, on both backends."""
+    x, target = sample(ghmr_loss, 30, 7, device=device)
+    weight = torch.full((30, 7), 0.5, device=device)
+    weight[4] = bad
+    counted = torch.full((30, 7), 0.5, dtype=torch.float64)
+    counted[4] = 0 if math.isnan(bad) else bad
+    each = ghmr_loss(x, target, weight, variant="mmdet", reduction="none", backend=backend)
+    mean = ghmr_loss(x, target, weight, variant="mmdet", backend=backend)
+    assert mean.item() == pytest.approx(each.double().sum().item() / counted.sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mu", [1e12, 1e-15])
+def test_mu_at_its_limits(mu, backend, device):
+    """d * d and mu * mu must be float32 numbers; beyond 1e15, |d| stands for sqrt(d * d + mu * mu)."""
+    x = torch.tensor([0.01, 1.0, 30.0, 999.0, 1001.0, 1e6]) * mu
+    value, grad = evaluate(
+        ghmr_loss, x, torch.zeros(6), bins=1, mu=mu, reduction="none", backend=backend, device=device
+    )
+    wide, square = x.double(), float(mu) ** 2
+    root = (wide * wide + square).sqrt()
+    assert_close(value, wide * wide / (root + mu), LOSS)
+    assert_close(grad, wide / root, GRADIENT)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float64_losses_near_20(sign, device):
+    """PyTorch's softplus gives x from 20 on, which is 1e-10 off."""
+    x = torch.linspace(-45, 45, 181, dtype=torch.float64)[:, None]
+    target = torch.full((181,), 0 if sign < 0 else -1)  # loss softplus(-x) of a positive, softplus(x) of a negative
+    value, _ = evaluate(ghmc_loss, x, target, bins=1, reduction="none", device=device)
+    expected = (sign * x).clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    assert_close(value, expected, 1e-14)
+
+
+def test_most_bins(device):
+    """4,096 regions of 2.4e-4: float32 norms still resolve them."""
+    x, target = torch.linspace(-6, 4, 500)[:, None], torch.zeros(500, 1)
+    x = clear_of_edges("c", x, target, 4096)
+    check_ghmc(x, target, bins=4096, backend="eager", device=device)
+
+
+def test_a_long_average():
+    """At the largest momentum, 0.999, float32 rounds each step in one direction: by 3e-5 in all, not without bound."""
+    options = Options(None, 2, 0.999, "paper", "mean")
+    counts, state = torch.tensor([1234567.0, 17.0], dtype=torch.float64), torch.zeros(3)
+    for _ in range(4000):
+        density, state = _average(counts, counts.sum(), state, options)
+    assert_close(density, counts, 1e-4)

@@ -62,6 +62,7 @@ def test_coefficients_have_the_size_that_the_fake_says():
         assert coefficients.shape == fake.shape and len(coefficients) >= bins + 2
 
 
+@pytest.mark.slow
 def test_package_works_without_triton():
     """Triton exists for Linux only: without it the package imports and runs eagerly, and says so when asked for it."""
     code = """
@@ -81,6 +82,7 @@ else:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_triton_by_name_on_cpu_needs_the_interpreter():
     """Asked for by name, the kernels never fall back silently."""
     code = """

@@ -9,12 +9,15 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
 
+from ghm_triton import GHMCLoss, GHMRLoss
+from ghm_triton.detection.models.small import SmallBackbone
 from perf.accuracy import __main__ as command
 from perf.accuracy import plan as plans
 from perf.accuracy import training
 from perf.accuracy.plan import BATCH_PAIR, EXPONENT, FULL, KEY, Run, runs_of
 from perf.accuracy.tables import by_batch, describe, tables
 from perf.docs import RESULTS
+from perf.exact_density import ExactGHMCLoss
 from perf.resumable_csv import ResumableCsv
 
 PAIRS = [("focal + SL1", 1.0), ("GHM-C + SL1", 1.0)]
@@ -172,10 +175,24 @@ def test_optional_pairs_are_trained_only_if_asked_for(tmp_path, fast):
     assert set(defaults.losses) == {losses for losses, _ in plans.COMPARED}
 
 
+def test_losses_of_the_models():
+    """The exact density has the bins of the run, and the box loss its weight."""
+    backbone = SmallBackbone().state_dict()
+    run = Run("main", "digits-10", plans.EXACT, 1.0, 2, 1.5e-3, 4.0, 1, bins=20)
+    head = training.build(run, backbone).head
+    assert isinstance(head.classification_loss, ExactGHMCLoss) and head.classification_loss.bins == 20
+    assert head.regression_loss.loss_weight == 4.0
+    for losses in training.LOSSES:
+        head = training.build(dataclasses.replace(run, losses=losses), backbone).head
+        assert ("GHM-C" in losses) == isinstance(head.classification_loss, GHMCLoss)
+        assert ("SL1" in losses and "ASL1" not in losses) != isinstance(head.regression_loss, GHMRLoss)
+    assert {*training.LOSSES, plans.EXACT} == set(plans.PAIRS)
+
+
 @pytest.mark.slow
 def test_one_run(tmp_path):
     """A run of two steps from pre-training to its row: the curve ends in the AP of the table, on the same scenes."""
-    run = Run("main", "digits-10", "GHM-C + GHM-R", EXPONENT, 2, 1.5e-3, 4.0, 1, batch=2)
+    run = Run("main", "digits-10", plans.EXACT, 1.0, 2, 1.5e-3, 4.0, 1, batch=2)
     backbone = training.start_weights(tmp_path / "backbone.pt", steps=1)
     values = training.measure(run, backbone, scenes=2)
     assert set(command.METRICS) < set(values) and values["seconds_per_step"] > 0

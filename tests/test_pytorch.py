@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ghm_triton
-from compare import GRADIENT, LOSS, assert_close, clear_of_edges, evaluate, logits
+from compare import clear_of_edges, evaluate, logits
 from conftest import DEVICE, examples
 from oracle import harmonize, norms, one_hot, regions
+from tolerances import GRADIENT, LOSS, assert_close
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -145,18 +146,21 @@ def check(problem, kind, backend, device):
     assert_close(grad[kept], gradient[kept], GRADIENT, tiny)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(problem=problems("c", 60))
 def test_random_logits_eagerly(problem):
     check(problem, "c", "eager", "cpu")
 
 
+@pytest.mark.slow
 @examples(150)
 @given(problem=problems("r", 60))
 def test_random_deltas_eagerly(problem):
     check(problem, "r", "eager", "cpu")
 
 
+@pytest.mark.slow
 @examples(40)
 @given(problem=problems("c", 24))
 def test_random_logits_by_the_kernels(problem):
@@ -164,6 +168,7 @@ def test_random_logits_by_the_kernels(problem):
     check(problem, "c", "triton", DEVICE)
 
 
+@pytest.mark.slow
 @examples(40)
 @given(problem=problems("r", 24))
 def test_random_deltas_by_the_kernels(problem):

@@ -1,11 +1,12 @@
 """GHM-C and GHM-R in plain PyTorch: the CPU path, and the operator `ghm_triton::eager_loss`.
 
-    ghmc.py, ghmr.py   norm, loss and residual of the elements; counts by region
-    harmonize.py       from the counts to the coefficients and the moving average
-    levels.py          what the levels of both losses have in common
+    ghmc.py, ghmr.py   norm, loss and residual of the elements; counts per region
+    harmonize.py       coefficients and moving average from the counts
+    levels.py          the parts that the levels of both losses share
 
-Two passes: counts by region, then losses and gradients weighed by the coefficients that the counts of all levels give.
-ghm_triton.kernels has the same layout. Arguments are taken as checked.
+There are two passes. The first counts the elements of each region. The counts of all levels give one coefficient per
+region, with which the second pass weighs losses and gradients. ghm_triton.kernels has the same layout. The arguments
+are already checked.
 """
 
 import torch
@@ -24,7 +25,7 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
     """[loss], or the losses of each level for "none"; then d loss / d input of each level if `grad`; then the new
     running_counts if there are any and `update`.
 
-    Losses and gradients in fp32, or fp64 for fp64 inputs.
+    Losses and gradients are fp32, or fp64 for fp64 inputs.
     """
     measure = measure_ghmc if options.mu is None else measure_ghmr
     levels = [measure(level, options) for level in population.levels()]

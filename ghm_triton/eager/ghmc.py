@@ -11,8 +11,8 @@ from ..conventions import Level
 from ..options import Options
 from .levels import BLOCK, ElementLevel, MeasuredLevel, lookup
 
-EXACT = 40.0  # softplus(x) is x from here on; PyTorch's own threshold of 20 costs 2e-9 of the value
-ACCURATE = 0.5  # up to this g the loss -log(1 - g) of a rounded g is as good as g
+EXACT = 40.0  # from here on softplus(x) is x in float64; at PyTorch's default threshold of 20 it is off by 1e-10
+ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
 
 
 def measure_ghmc(level: Level, options: Options) -> MeasuredLevel:
@@ -22,7 +22,7 @@ def measure_ghmc(level: Level, options: Options) -> MeasuredLevel:
 
 
 def _cross_entropy_terms(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient norm, CE(x, t), p - t) for a target per element."""
+    """(gradient norm, CE(x, t), p - t) for one target per element."""
     p = x.sigmoid()
     slope = (x >= 0).to(x.dtype) - t
     linear = (slope * x).masked_fill_(slope == 0, 0.0)  # an infinite logit on the right side costs nothing
@@ -31,7 +31,7 @@ def _cross_entropy_terms(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Chunk(NamedTuple):
-    """Some rows of a level, and what was found there.
+    """Some rows of a level, with the positions that need a second look.
 
     Attributes:
         rows: Of the input.
@@ -51,10 +51,11 @@ class _Chunk(NamedTuple):
 
 
 class ClassIndexLevel(MeasuredLevel):
-    """Class indices, which are never expanded.
+    """A level with class indices, which are never expanded.
 
-    Blocks of BLOCK elements in which all are counted negatives of region 0 (or ignored), nearly all of a trained
-    classifier's, take one coefficient. The others ("hard") are gathered and looked at element by element.
+    A block of BLOCK elements is easy if each of them is a counted negative of region 0, or ignored. Nearly all blocks
+    of a trained classifier are easy and take one coefficient. The others ("hard") are gathered and weighed element by
+    element. `weigh` overwrites the norms, so it can be called once.
     """
 
     def __init__(self, level: Level, options: Options):
@@ -137,7 +138,7 @@ class ClassIndexLevel(MeasuredLevel):
         )
 
     def _losses(self, chunk: _Chunk, x: Tensor, norm: Tensor, output: Tensor) -> Tensor:
-        """softplus(x), the losses of negatives: -log(1 - g) where 1 - g has all its digits. 0 for ignored elements."""
+        """softplus(x), the losses of negatives: -log(1 - g) where 1 - g is accurate. 0 for ignored elements."""
         blocks = output.view(-1, BLOCK)
         if len(x) < len(norm):
             x = torch.nn.functional.pad(x, (0, len(norm) - len(x)), value=-torch.inf)
@@ -157,7 +158,7 @@ def _gather(blocks: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _scale(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> None:
-    """Multiplies by the coefficients in place: one for each element of the hard blocks, one for all the others."""
+    """Multiplies in place by one coefficient per element of the hard blocks, and by `easy` elsewhere."""
     blocks = values.view(-1, BLOCK)
     if len(hard) == len(blocks):
         blocks.mul_(coefficient)
@@ -167,7 +168,7 @@ def _scale(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> N
 
 
 def _weighed_sum(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> Tensor:
-    """The sum of what :func:`_scale` makes of them; `values` is left undefined."""
+    """The sum of the values that :func:`_scale` would leave. `values` is undefined afterwards."""
     blocks = values.view(-1, BLOCK)
     if len(hard) == len(blocks):
         return blocks.mul_(coefficient).sum()

@@ -21,7 +21,7 @@ def _asl1_terms(x: Tensor, t: Tensor, mu: float) -> tuple[Tensor, Tensor, Tensor
     root = (square + mu * mu).sqrt_()
     slope = d / root.clamp_(min=1e-37)
     loss = square.div_(root.add_(mu))
-    if not bool(square.max() < 1e30):  # where d^2 overflows, sqrt(d^2 + mu^2) is |d|; NaN comes here too
+    if not bool(square.max() < 1e30):  # where d^2 overflows, sqrt(d^2 + mu^2) is |d|; a NaN takes this branch too
         huge = d.abs() > 1e15
         slope, loss = torch.where(huge, d.sign(), slope), torch.where(huge, d.abs() - mu, loss)
     return slope.abs(), loss, slope

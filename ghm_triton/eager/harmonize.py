@@ -1,4 +1,4 @@
-"""From the counts by region to the coefficients and the moving average. The equations are in kernels/harmonize.py."""
+"""Coefficients and moving average from the counts per region. The equations are in kernels/harmonize.py."""
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def _average(
     if not options.update:
         known = (old >= FORGOTTEN) | ((old > 0) & (density == 0))
         return torch.where(known, old / age, density), None
-    new = (momentum * old + (1 - momentum) * density).to(running_counts.dtype)  # what a later call will read
+    new = (momentum * old + (1 - momentum) * density).to(running_counts.dtype)  # rounded as later calls read it
     if options.mmdet:
         state = torch.where(density > 0, new, running_counts)
         return state.double(), state

@@ -1,7 +1,7 @@
 """Levels of the eager path. Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
 
-A measured level has `counts`, the elements by slot (int64 [bins + 2]: the regions, NaN, ignored). `weigh` takes the
-coefficients of the slots, which the counts of all levels give, and returns the loss and the gradient.
+The constructor of a level counts its elements per slot: `counts`, int64 [bins + 2] (the regions, NaN, ignored). The
+counts of all levels give one coefficient per slot. `weigh` takes them and returns the loss and the gradient.
 """
 
 import math
@@ -13,13 +13,13 @@ from torch import Tensor
 from ..conventions import Level, compute_dtype, floor_misses_edges, region_edges
 from ..options import Options
 
-BLOCK = 32  # chunks are multiples of it, for the levels that judge so many elements together
+BLOCK = 32  # elements that ClassIndexLevel takes as one; chunks are multiples of it
 
 
 class MeasuredLevel:
-    """What all levels have in common."""
+    """The base of both kinds of levels."""
 
-    chunk = 1 << 20  # elements: few passes over 4 MB of fp32, and enough of them to hide the cost of a call
+    chunk = 1 << 20  # elements: 4 MB of fp32 stay in the cache, and hide the cost of each call
     counts: Tensor
 
     def __init__(self, level: Level, options: Options):
@@ -44,17 +44,17 @@ class MeasuredLevel:
         raise NotImplementedError
 
     def chunks(self) -> list[slice]:
-        """Slices of the rows; but for the last, their elements are multiples of BLOCK."""
+        """Slices of the rows. The elements of each but the last are a multiple of BLOCK."""
         step = BLOCK // math.gcd(BLOCK, self.columns)
         rows = max(step, self.chunk // self.columns // step * step)
         return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
 
     def is_ignored(self, rows: slice) -> Tensor:
-        """[rows, columns], or [rows, 1] for weights per anchor. A NaN weight ignores its element."""
+        """[rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
         return ~(self.weight[rows] > 0)
 
     def slots_of(self, norm: Tensor) -> Tensor:
-        """int32 slot of each gradient norm; a norm above 1, of a target outside of [0, 1], is in the last region."""
+        """The int32 slot of each gradient norm. A norm above 1 (a target outside [0, 1]) is in the last region."""
         position = (norm * self.bins).clamp_(max=self.bins - 1)
         slots = position.nan_to_num_(nan=self.nan).to(torch.int32)
         if self.compare_edges:
@@ -64,9 +64,9 @@ class MeasuredLevel:
 
 
 class ElementLevel(MeasuredLevel):
-    """Element by element: `terms` takes inputs and targets and returns (gradient norm, loss, residual).
+    """A level with one target per element. `terms`: (inputs, targets) to (gradient norm, loss, residual).
 
-    Losses are added up by slot while they are in the cache: one pass, and for the gradient one over what it left.
+    Losses are summed per slot while they are in the cache. The gradient takes a second pass over the residuals.
     """
 
     chunk = 1 << 17

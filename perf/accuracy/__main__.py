@@ -7,6 +7,7 @@ figure, beside the CSV.
 import argparse
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 import time
@@ -118,7 +119,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     add("--out", type=Path, default=Path("perf/results/accuracy-cpu.csv"), help="CSV to continue")
     add("--backbone", type=Path, help="file of the pre-trained weights; OUT-backbone.pt beside the CSV if not given")
     if parser.parse_known_args(arguments)[0].smoke:
-        out = Path(tempfile.mkdtemp(prefix="perf-accuracy-")) / "accuracy.csv"
+        out = Path(tempfile.gettempdir()) / f"perf-accuracy-{os.getpid()}" / "accuracy.csv"
         parser.set_defaults(out=out, losses=SMOKE_LOSSES, exponents=SMOKE_EXPONENTS, **SMOKE_DEFAULTS)
     return parser, parser.parse_args(arguments)
 

@@ -11,6 +11,7 @@ from .tables import SETTING, batch_rows, describe, in_order
 
 OTHER_COLOR = "#000000"
 COLUMNS = 2  # panels side by side
+SCORE = "COCO AP on held-out scenes"
 
 
 def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
@@ -49,7 +50,8 @@ def _draw(panels: list, path: Path) -> None:
     for (draw, title, rows), place in zip(panels, axes.flat):
         draw(place, rows)
         place.set_title(title)
-        place.grid(True, alpha=0.3)
+        place.grid(True, alpha=0.3, axis="x" if draw is _draw_ends else "both")
+        place.set_axisbelow(True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -73,7 +75,7 @@ def _draw_ends(axes, rows: pd.DataFrame) -> None:
     axes.set_yticks(range(len(settings)), [f"{describe(own.iloc[0])}\n{_seeds(own)}" for _, own in settings])
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set(xlabel="COCO AP on held-out scenes")
+    axes.set(xlabel=SCORE)
 
 
 def _draw_curves(axes, rows: pd.DataFrame) -> None:
@@ -85,21 +87,21 @@ def _draw_curves(axes, rows: pd.DataFrame) -> None:
         color = PAIR_COLORS.get(name, OTHER_COLOR)
         axes.plot(points.columns, points.mean(), marker="o", color=color, label=f"{name} ({_seeds(own)})")
         axes.fill_between(points.columns, points.min(), points.max(), color=color, alpha=0.15)
-    axes.set(xlabel="steps", ylabel="COCO AP on held-out scenes", ylim=(0, None))
+    axes.set(xlabel="steps", ylabel=SCORE, ylim=(0, None))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
 
 def _draw_exponents(axes, rows: pd.DataFrame) -> None:
-    """A line per number of images per step, darker for more images."""
-    batches = sorted(rows["batch"].unique())
+    """A line per number of images per step, darker for more images, with a star at the best exponent."""
+    batches, best = sorted(rows["batch"].unique()), 0.0
     for index, batch in enumerate(batches):
         means = rows[rows["batch"] == batch].groupby("exponent")["AP"].agg(lambda scores: scores.astype(float).mean())
         shade = str(0.75 * (1 - index / max(1, len(batches) - 1)))
         axes.plot(means.index, means, marker="o", color=shade, label=f"{batch} images per step")
         axes.plot(means.idxmax(), means.max(), marker="*", markersize=14, color=shade)
-    axes.set(
-        xlabel="exponent (1: the paper, 0: cross entropy and ASL1)", ylabel="COCO AP on held-out scenes", ylim=(0, None)
-    )
+        best = max(best, means.max())
+    axes.set(xlabel="exponent (0: cross entropy and ASL1, 1: the paper; star: the best)", ylabel=SCORE)
+    axes.set_ylim(0, best * 1.1 or 1)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
 

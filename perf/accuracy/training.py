@@ -9,14 +9,16 @@ from torch import nn
 
 from ghm_triton.detection.data.digit_drawing import STYLES
 from ghm_triton.detection.data.digit_scenes import DigitScenes
-from ghm_triton.detection.losses import LossOptions, use_losses
+from ghm_triton.detection.heads import harmonize
+from ghm_triton.detection.losses import LossOptions, SmoothL1Loss, use_losses
 from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.training.checkpoint import load_checkpoint, save_checkpoint
 from ghm_triton.detection.training.engine import train_one_cycle as train
 from ghm_triton.detection.training.evaluation import average_precision, detect
 
-from .plan import TASKS, Run
+from ..exact_density import ExactGHMCLoss
+from .plan import EXACT, TASKS, Run
 
 STYLE = STYLES["hard"]
 CURVE_POINTS = 4  # AP is measured after each of this many parts of the steps
@@ -48,6 +50,8 @@ def build(run: Run, backbone: dict) -> nn.Module:
     torch.manual_seed(run.seed)
     model = small_retinanet(TASKS[run.task], size=STYLE.size)
     model.backbone.load_state_dict(backbone, strict=False)
+    if run.losses == EXACT:
+        return harmonize(model, ExactGHMCLoss(run.bins), SmoothL1Loss(loss_weight=run.box_weight))
     options = {name: getattr(run, name) for name in ("bins", "momentum", "variant", "mu", "exponent")}
     return use_losses(model, LossOptions(**LOSSES[run.losses], box_loss_weight=run.box_weight, **options))
 

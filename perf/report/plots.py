@@ -69,7 +69,9 @@ def plot(rows: pd.DataFrame, folder: Path, mode: str = FORWARD_BACKWARD) -> list
         for quantity, over in PLOTS:
             data, fixed = subsets[over]
             data = data.dropna(subset=[quantity.column])
-            if data[over].nunique() < 2:  # a line needs two points; the tables have the one
+            points = data.groupby(["source", "implementation"])[over].transform("nunique")
+            data = data[points > 1]  # a single point makes no line; the tables have it
+            if data.empty:
                 continue
             title = f"{LOSSES[loss]}: {quantity.title} over {over}"
             conditions = f"{MODES[mode]}, fp32, trained head, {fixed}, {TIMERS[timer]}"

@@ -14,6 +14,7 @@ from torch import Tensor
 import ghm_triton
 from ghm_triton import backend as ghm_backend
 
+from ..exact_density import exact_ghmc_loss
 from .cases import Case
 from .data import MU, Data
 
@@ -119,6 +120,10 @@ def _region_loop(case, data):
     return (F.binary_cross_entropy_with_logits(input, target, reduction="none") * weights).sum() / total
 
 
+def _exact(case, data):
+    return exact_ghmc_loss(data.input, data.one_hot, bins=case.bins)
+
+
 def _bce(case, data):
     return F.binary_cross_entropy_with_logits(data.input.float(), data.one_hot)
 
@@ -158,6 +163,7 @@ def find_implementations(device: torch.device, *, compiled: bool = False) -> lis
     found = [Implementation("eager", both, "ghm_paper", _ours("eager"), waits=True)]
     if device.type != "cpu" and ghm_backend.kernels is not None:
         found.insert(0, Implementation("triton", both, "ghm_paper", _ours("triton")))
+    found.append(Implementation("exact", ("ghmc",), "ghm_exact", _exact, takes_one_hot=True))
     found.append(Implementation("region_loop", both, "ghm_mmdet", _region_loop, waits=True))
     found.append(Implementation(BASELINE, both, "bce", _bce, takes_one_hot=True))
     found.append(Implementation("smooth_l1", ("ghmr",), "smooth_l1", _smooth_l1))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..exact_density import count_neighbors, region_length
 from .cases import Case
 from .data import MU, Data
 from .implementations import ALPHA, BETA, GAMMA
@@ -48,6 +49,7 @@ class Reference:
         self.case, self.data = case, data
         self.target = data.one_hot if case.loss == "ghmc" else data.target
         self._kept = {}
+        self._ordered = None  # all gradient norms, for the exact density
         counts = torch.zeros(case.bins, dtype=torch.int64, device=data.input.device)
         edges = torch.zeros(case.bins + 1, dtype=torch.int64, device=data.input.device)
         for start in range(0, case.elements, CHUNK):
@@ -63,14 +65,27 @@ class Reference:
         x, t = self.data.input.detach().view(-1)[start:stop].double(), self.target.view(-1)[start:stop].double()
         return x, t
 
+    def _norms(self, start: int) -> Tensor:
+        """The gradient norms of a chunk."""
+        x, t = self._chunk(start)
+        if self.case.loss == "ghmc":
+            return (x.sigmoid() - t).abs()
+        return (x - t).abs() / ((x - t) ** 2 + MU * MU).sqrt()
+
+    def _exact(self, start: int) -> tuple[Tensor, Tensor]:
+        """(beta / N of the exact density, whether fp32 may count other neighbors) of a chunk."""
+        if self._ordered is None:
+            self._ordered = (
+                torch.cat([self._norms(start) for start in range(0, self.case.elements, CHUNK)]).sort().values
+            )
+        norm, half = self._norms(start), 0.5 / self.case.bins
+        neighbors, least, most = (count_neighbors(self._ordered, norm, half + shift) for shift in (0, -NEAR, NEAR))
+        return region_length(norm, half) / neighbors, (most - least) > TOLERANCE / 2 * neighbors
+
     def _regions(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """(region, whether close to an edge inside [0, 1], that edge) of a chunk."""
-        x, t = self._chunk(start)
         bins = self.case.bins
-        if self.case.loss == "ghmc":
-            scaled = (x.sigmoid() - t).abs() * bins
-        else:
-            scaled = (x - t).abs() / ((x - t) ** 2 + MU * MU).sqrt() * bins
+        scaled = self._norms(start) * bins
         edge = scaled.round().long()
         near = ((scaled - edge).abs() < NEAR * bins) & (edge > 0) & (edge < bins)
         return scaled.long().clamp_(max=bins - 1), near, edge
@@ -82,7 +97,9 @@ class Reference:
         x, t = self._chunk(start)
         region, near, _ = self._regions(start)
         weight = 1 / self.case.elements
-        if formula.startswith("ghm"):
+        if formula == "ghm_exact":
+            weight, near = self._exact(start)
+        elif formula.startswith("ghm"):
             regions = (self.counts > 0).sum() if formula == "ghm_mmdet" else self.case.bins
             weight = (1 / (self.counts * regions))[region]
         if formula.startswith("ghm"):

@@ -16,9 +16,6 @@ sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 
 import pandas as pd
 
-from perf.report.__main__ import main, markdown, page
-from perf.report.plots import plot
-from perf.report.tables import compare, load
 from perf.resumable_csv import ResumableCsv
 from perf.sweep.cases import RETINANET_NAME, Case, plan_cases
 from perf.sweep.columns import COLUMNS, KEY
@@ -64,6 +61,7 @@ def bce(case, data):
     return OURS["bce"].call(case, data)
 
 
+@pytest.mark.slow
 def test_schema(path, meter):
     """Every row has its columns, and every right implementation its time, in every mode."""
     rows = run(path, meter)
@@ -125,7 +123,7 @@ KILLED = """
 import os, signal, sys, pandas, torch
 from perf.resumable_csv import ResumableCsv
 from perf.sweep import meters
-from tests import test_perf as tests
+from tests import test_perf_sweep as tests
 
 torch.set_num_threads(1)
 meters.COPY_BYTES["cpu"] = 1 << 20
@@ -145,6 +143,7 @@ tests.sweep(tests.CASES[:1], [tests.OURS["bce"], tests.OURS["eager"]], sweep, me
 """
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on(path, meter):
     """A process killed in the middle of its sixth row leaves five, and a torn one that is made again."""
     killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, capture_output=True, text=True)
@@ -173,6 +172,7 @@ class _WrongGradient(torch.autograd.Function):
         return gradient * 1.01
 
 
+@pytest.mark.slow
 def test_wrong_implementation_gets_no_time(path, meter):
     """Each planted mistake is reported in the modes that it shows in, and only there."""
     mistakes = {
@@ -286,6 +286,7 @@ def test_compiled_plan():
     assert len(compiled) == 3 + 3 + 3  # distributions
 
 
+@pytest.mark.slow
 def test_compiling_is_not_timed(path, meter, monkeypatch):
     """A first call that takes as long as a compiler changes neither the time nor the number of repetitions."""
     monkeypatch.setattr(Case, "compiled", True)
@@ -309,38 +310,3 @@ def test_graph_plan():
     assert set(graphs) == set(MODES) - {"backward"}
     assert all("bce" in names and not names & {"eager", "region_loop"} for names in graphs.values())
     assert sum(timer == "events" for _, _, timer, _ in groups) == len(MODES)
-
-
-def test_report(path, meter, tmp_path):
-    """One page with everything in it; of two files, what is worse by more than the spread is marked, and only that."""
-    pytest.importorskip("matplotlib")
-    run(path, meter, CASES[:1])
-    later = tmp_path / "later.csv"
-    text = pd.read_csv(path)
-    for column in ("p20_ms", "p50_ms", "p80_ms"):
-        text.loc[text["implementation"] == "eager", column] *= 100
-    text.loc[0, ["status", "p50_ms", "ratio_to_bce"]] = ["wrong", None, None]
-    text.to_csv(later, index=False)
-    rows = load([path, later])
-    table = compare(rows, "sweep", "later")
-    marked = table[table["mark"] == "worse"]
-    assert list(marked["implementation"]) == ["eager"] and list(marked["ratio"]) == ["100.00"]
-    assert set(table["mark"]) == {"", "worse"} and len(table) == (rows["mode"] == "forward_backward").sum() / 2
-    images = plot(rows, tmp_path)
-    assert len(images) == 6 and all(image.read_bytes().startswith(b"\x89PNG") for image in images)
-    text, whole = markdown(rows, images), page(rows, images)
-    command = f"--threads {torch.get_num_threads()} --out sweep.csv"
-    for shown in ("wrong", "(1.00x)", command, rows["torch"][0], CpuMeter().name):
-        assert shown in text and shown in whole
-    assert images[0].name in text and 'class="worse"' in whole
-    assert whole.count("data:image/png;base64,") == 6 and 'src="http' not in whole and "href" not in whole
-
-
-def test_report_of_one_file(path, meter, capsys):
-    pytest.importorskip("matplotlib")
-    run(path, meter, CASES[:1], [OURS["bce"]])
-    assert main([str(path)]) == 0 and "(1.00x)" in capsys.readouterr().out
-    folder = path.with_name("sweep-report")
-    assert {"report.md", "report.html"} <= {file.name for file in folder.iterdir()}
-    with pytest.raises(ValueError, match="different names"):
-        main([str(path), str(path)])
