@@ -1,6 +1,7 @@
 """The modules as parts of a training program: copied, saved, cast, moved, accumulated, shared by threads."""
 
 import copy
+import inspect
 import io
 import pickle
 import threading
@@ -171,3 +172,12 @@ def test_streams():
             values.append(ghmc_loss(x, labels))
     torch.cuda.synchronize()
     assert all(torch.equal(value, expected) for value in values)
+
+
+@pytest.mark.parametrize("module", [GHMCLoss, GHMRLoss])
+def test_help_describes_each_argument(module):
+    """Without a look at another page; among them why the momentum differs from that of the functions."""
+    text = inspect.getdoc(module)
+    for name in inspect.signature(module).parameters:
+        assert f"\n    {name}: " in text, name
+    assert "default to 0" in text and "0.5 is recommended" in text

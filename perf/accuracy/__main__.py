@@ -1,4 +1,4 @@
-"""Trains a small RetinaNet with each pair of losses on scenes of digits, and compares their AP.
+"""Trains a RetinaNet with each pair of losses on scenes of digits and on tree crowns, and compares their AP.
 
 A row is appended after each run. Started again, the command continues where it stopped. It ends with the tables and a
 figure, beside the CSV.
@@ -23,14 +23,14 @@ from ..arguments import command_parser, minutes, positive_int
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
 from .figure import plot
-from .plan import COMPARED, EXPONENT, FULL, KEY, OPTIONAL, PAIRS, SMOKE, STAGES, TASKS, Plan, Run, runs_of
+from .plan import COMPARED, DIGITS, EXPONENT, FULL, KEY, OPTIONAL, PAIRS, SMOKE, STAGES, TASKS, Plan, Run, runs_of
 from .tables import describe, tables
 from .training import measure, start_weights
 
 COLUMNS = [*KEY, *METRICS, "curve", "seconds_per_step", "threads", "scenes", "torch", "commit", "measured_at"]
 PRETRAINING_STEPS = 1500
 SMOKE_STEPS = 4
-SMOKE_DEFAULTS = {"steps": SMOKE_STEPS, "scenes": 4, "seeds": 1, "ablation_seeds": 1}
+SMOKE_DEFAULTS = {"tasks": list(DIGITS), "steps": SMOKE_STEPS, "scenes": 4, "seeds": 1, "ablation_seeds": 1}
 SMOKE_LOSSES = ["focal + SL1", "GHM-C + GHM-R"]
 SMOKE_EXPONENTS = [1.0, EXPONENT]
 
@@ -44,15 +44,15 @@ def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> li
     return [run for run in runs if run not in done]
 
 
-def train_and_append(run: Run, backbone: dict, table: ResumableCsv, *, scenes: int) -> None:
+def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, options: argparse.Namespace) -> None:
     """Do `run` and append its row. A run that diverges gets a row too, as it would diverge again."""
     try:
-        values = measure(run, backbone, scenes=scenes)
+        values = measure(run, backbone, scenes=options.scenes, trees_folder=options.trees)
     except FloatingPointError as error:
         print(error)
         values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan}
     about = {name: value for name, value in provenance().items() if name in COLUMNS}
-    about |= {"threads": torch.get_num_threads(), "scenes": scenes, "measured_at": now()}
+    about |= {"threads": torch.get_num_threads(), "scenes": options.scenes, "measured_at": now()}
     table.append(dataclasses.asdict(run) | values | about)
     scores = "AP {AP:.1f}, AP50 {AP50:.1f}, {seconds_per_step:.2f} s/step".format_map(values)
     print(f"{describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)
@@ -75,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elapsed = (time.monotonic() - started) / 60
         if not left or elapsed + longest > options.max_minutes:
             break
-        if backbone is None:
+        if backbone is None and left[0].task in DIGITS:
             path = options.backbone or options.out.with_name(f"{options.out.stem}-backbone.pt")
             backbone = start_weights(path, steps=SMOKE_STEPS if options.smoke else PRETRAINING_STEPS)
         print(f"{len(left)} runs left: {left[0]}", flush=True)
-        train_and_append(left[0], backbone, table, scenes=options.scenes)
+        train_and_append(left[0], backbone, table, options)
         longest = max(longest, (time.monotonic() - started) / 60 - elapsed)
     if left:
         print(f"{len(left)} runs are left. The same command continues from there.")
@@ -110,7 +110,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     add("--seeds", type=positive_int, default=5, help='of each pair of losses in the stage "main"')
     add("--ablation-seeds", type=positive_int, default=2, help='of each setting in "ablation" and "batch"')
     add("--steps", type=positive_int, default=800, help='of a run in the stage "main"; other stages take half')
-    add("--scenes", type=positive_int, default=300, help="held out to evaluate on")
+    add("--scenes", type=positive_int, default=300, help="of digits, held out to evaluate on")
     add("--threads", type=positive_int, default=torch.get_num_threads(), help="of PyTorch")
     add("--max-minutes", type=minutes, default=math.inf, help="start no run that would end later")
     add(
@@ -118,10 +118,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     )
     add("--out", type=Path, default=Path("perf/results/accuracy-cpu.csv"), help="CSV to continue")
     add("--backbone", type=Path, help="file of the pre-trained weights; OUT-backbone.pt beside the CSV if not given")
+    add("--trees", metavar="DIR", type=Path, help="data set of tree crowns; OUT-trees beside the CSV if not given")
     if parser.parse_known_args(arguments)[0].smoke:
         out = Path(tempfile.gettempdir()) / f"perf-accuracy-{os.getpid()}" / "accuracy.csv"
         parser.set_defaults(out=out, losses=SMOKE_LOSSES, exponents=SMOKE_EXPONENTS, **SMOKE_DEFAULTS)
-    return parser, parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.trees = options.trees or options.out.with_name(f"{options.out.stem}-trees")
+    return parser, options
 
 
 if __name__ == "__main__":

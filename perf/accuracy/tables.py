@@ -59,13 +59,13 @@ def comparison(rows: pd.DataFrame) -> str:
 
 
 def batch_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the stage "batch", and those of "ablation" that differ from them only in the images per step."""
-    stage = rows["stage"]
-    batch = rows[stage == "batch"]
+    """The longest runs of the stage "batch", and those of "ablation" that differ only in the images per step."""
+    batch = rows[rows["stage"] == "batch"]
+    batch = batch[batch["steps"] == batch["steps"].max()]
     same = [name for name in SETTING if name not in ("stage", "batch", "exponent")]
     settings = set(batch[same].itertuples(index=False, name=None))
     alike = [setting in settings for setting in rows[same].itertuples(index=False, name=None)]
-    return rows[(stage == "batch") | ((stage == "ablation") & pd.Series(alike, index=rows.index, dtype=bool))]
+    return rows[rows["stage"].isin(["batch", "ablation"]) & pd.Series(alike, index=rows.index, dtype=bool)]
 
 
 def by_batch(rows: pd.DataFrame) -> str:

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from ghm_triton.detection import trees
+from ghm_triton.detection.data.augment import Augmented
+from ghm_triton.detection.data.coco import CocoBoxes
 from ghm_triton.detection.data.digit_drawing import STYLES
 from ghm_triton.detection.data.digit_scenes import DigitScenes
+from ghm_triton.detection.data.split_files import find_split
 from ghm_triton.detection.heads import harmonize
 from ghm_triton.detection.losses import LossOptions, SmoothL1Loss, use_losses
+from ghm_triton.detection.models.lite0 import lite0_retinanet
 from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.training.checkpoint import load_checkpoint, save_checkpoint
@@ -18,7 +24,7 @@ from ghm_triton.detection.training.engine import train_one_cycle as train
 from ghm_triton.detection.training.evaluation import average_precision, detect
 
 from ..exact_density import ExactGHMCLoss
-from .plan import EXACT, TASKS, Run
+from .plan import DIGITS, EXACT, TASKS, Run
 
 STYLE = STYLES["hard"]
 CURVE_POINTS = 4  # AP is measured after each of this many parts of the steps
@@ -45,25 +51,49 @@ def start_weights(path: Path, *, steps: int) -> dict:
     return {name: value for name, value in state["backbone"].items() if not name.startswith("pyramid.")}
 
 
-def build(run: Run, backbone: dict) -> nn.Module:
-    """The model of `run` with its losses, on the pre-trained backbone."""
+def build(run: Run, backbone: dict | None) -> nn.Module:
+    """The model of `run` with its losses, on the pre-trained backbone: `backbone` for digits, ImageNet's for trees."""
     torch.manual_seed(run.seed)
-    model = small_retinanet(TASKS[run.task], size=STYLE.size)
-    model.backbone.load_state_dict(backbone, strict=False)
+    if run.task in DIGITS:
+        model = small_retinanet(TASKS[run.task], size=STYLE.size)
+        model.backbone.load_state_dict(backbone, strict=False)
+    else:
+        model = lite0_retinanet(TASKS[run.task])
     if run.losses == EXACT:
         return harmonize(model, ExactGHMCLoss(run.bins), SmoothL1Loss(loss_weight=run.box_weight))
     options = {name: getattr(run, name) for name in ("bins", "momentum", "variant", "mu", "exponent")}
     return use_losses(model, LossOptions(**LOSSES[run.losses], box_loss_weight=run.box_weight, **options))
 
 
-def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
-    """Train and evaluate. Return the values of the row.
-
-    The stage "grid" is evaluated on other scenes than what is reported. The curve is measured on the reported scenes.
-    """
-    model = build(run, backbone)
+def digits_data(run: Run, *, scenes: int) -> tuple[Dataset, Dataset]:
+    """The scenes to train on, and `scenes` held-out ones: in the stage "grid" others than those that are reported."""
     common = {"classes": TASKS[run.task], "style": STYLE}
     held_out = DigitScenes(scenes, split="val", seed=1 if run.stage == "grid" else 0, **common)
+    return DigitScenes(run.steps * run.batch, split="train", seed=run.seed, **common), held_out
+
+
+def trees_data(run: Run, *, folder: Path) -> tuple[Dataset, Dataset]:
+    """The augmented tiles to train on, and all validation tiles, which are too few to have others in the stage "grid".
+
+    The data set is made once and kept in `folder`.
+    """
+    if not (folder / "annotations" / "instances_val.json").exists() and trees.main([str(folder)]):
+        raise SystemExit(1)
+    tiles, held_out = (CocoBoxes(*find_split(folder, split)) for split in ("train", "val"))
+    count = run.steps * run.batch
+    epochs = range(math.ceil(count / len(tiles)))
+    items = ConcatDataset([Augmented(tiles, "aerial", seed=run.seed, epoch=epoch) for epoch in epochs])
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(run.seed))
+    return Subset(items, order[:count].tolist()), held_out
+
+
+def measure(run: Run, backbone: dict | None, *, scenes: int, trees_folder: Path) -> dict:
+    """Train and evaluate. Return the values of the row. The curve is measured on the images that are reported."""
+    model = build(run, backbone)
+    if run.task in DIGITS:
+        training, held_out = digits_data(run, scenes=scenes)
+    else:
+        training, held_out = trees_data(run, folder=trees_folder)
     part = math.ceil(run.steps / CURVE_POINTS)
     points, evaluating, done = {}, 0.0, 0
 
@@ -76,7 +106,6 @@ def measure(run: Run, backbone: dict, *, scenes: int) -> dict:
             evaluating += time.perf_counter() - paused
 
     start = time.perf_counter()
-    training = DigitScenes(run.steps * run.batch, split="train", seed=run.seed, **common)
     train(model, training, batch=run.batch, rate=run.rate, seed=run.seed, after_step=after_step)
     seconds = time.perf_counter() - start - evaluating
     result = average_precision(held_out.coco(), detect(model, held_out))

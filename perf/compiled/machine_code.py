@@ -191,11 +191,9 @@ def _ways(blocks, loop):
             for target in following:
                 old = ways[target].get(now)
                 ways[target][now] = (
-                    costs if old is None else (min(old[0], costs[0], key=_size), max(old[1], costs[1], key=_size))
+                    costs
+                    if old is None
+                    else (min(old[0], costs[0], key=Counter.total), max(old[1], costs[1], key=Counter.total))
                 )
     complete = [costs for now, costs in ends if all(now)]
-    return min((c for c, _ in complete), key=_size), max((d for _, d in complete), key=_size)
-
-
-def _size(counter):
-    return sum(counter.values())
+    return min((c for c, _ in complete), key=Counter.total), max((d for _, d in complete), key=Counter.total)

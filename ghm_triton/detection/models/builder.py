@@ -5,9 +5,10 @@ from torchvision import models
 from torchvision.models.detection import FCOS, RetinaNet
 
 from ..losses import LossOptions, use_losses
+from .lite0 import lite0_retinanet
 from .small import small_retinanet
 
-SIZES = {"small": (96, 96)}  # shorter and longest side of the images, pixels
+SIZES = {"small": (96, 96), "lite0": (192, 192)}  # shorter and longest side of the images, pixels
 
 
 def build_model(
@@ -21,23 +22,30 @@ def build_model(
     """Builds a detector for labels 0..classes-1.
 
     Args:
-        name: "small", or the name of a RetinaNet or FCOS in `torchvision.models.detection`.
+        name: "small", "lite0", or the name of a RetinaNet or FCOS in `torchvision.models.detection`.
         classes: Number of labels.
         min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels. None: 96 for "small", 800 and 1333 for the others.
-        backbone_weights: Name of torchvision's weights to download, for example "DEFAULT". None: random weights.
+            `max_size` pixels. None: 96 for "small", 192 for "lite0", 800 and 1333 for
+            the others.
+        backbone_weights: "DEFAULT" for ImageNet weights: those in the extra "lite0" for "lite0", torchvision's for the
+            others, which also take the names of other weights. torchvision downloads its weights. None: random weights.
 
     Raises:
-        ValueError: `name` is unknown.
+        ValueError: `name` or `backbone_weights` is unknown.
+        ImportError: "lite0" needs a package that is not installed.
     """
     shorter, longest = SIZES.get(name, (800, 1333))  # as is usual on COCO
     shorter = min_size or shorter
     longest = max_size or max(longest, shorter)
     if name == "small":
         return small_retinanet(classes, size=shorter)
+    if name == "lite0":
+        if backbone_weights not in (None, "DEFAULT"):
+            raise ValueError(f"backbone_weights must be 'DEFAULT' or None for 'lite0', got {backbone_weights!r}")
+        return lite0_retinanet(classes, min_size=shorter, max_size=longest, pretrained=backbone_weights is not None)
     detectors = models.list_models(models.detection)
     if name not in detectors or not name.startswith(("retinanet", "fcos")):
-        known = ["small"] + [known for known in detectors if known.startswith(("retinanet", "fcos"))]
+        known = ["small", "lite0"] + [known for known in detectors if known.startswith(("retinanet", "fcos"))]
         raise ValueError(f"model must be one of {known}, got {name!r}")
     options = {"weights": None, "weights_backbone": backbone_weights, "min_size": shorter, "max_size": longest}
     return models.get_model(name, num_classes=classes, **options)

@@ -1,4 +1,4 @@
-"""A RetinaNet small enough to be trained on a CPU in minutes, built from torchvision's parts."""
+"""A small RetinaNet of torchvision's parts, which trains on a CPU in minutes."""
 
 from collections import OrderedDict
 
@@ -16,7 +16,7 @@ _ASPECT_RATIOS = ((1.0, 1.6),) * len(_ANCHOR_SIZES)  # height by width: digits a
 class SmallBackbone(nn.Module):
     """Six convolutions and a feature pyramid.
 
-    Takes pictures [n, 3, h, w]; returns three levels [n, 64, h / stride, w / stride] of strides 4, 8 and 16.
+    Takes pictures [n, 3, h, w] and returns three levels [n, 64, h / stride, w / stride] of strides 4, 8 and 16.
     """
 
     out_channels = _WIDTH
@@ -35,7 +35,7 @@ class SmallBackbone(nn.Module):
 
 
 def small_retinanet(num_classes: int, *, size: int = 96) -> RetinaNet:
-    """A RetinaNet of 0.6 million parameters for square pictures of `size` pixels and labels 0..num_classes-1."""
+    """Returns a RetinaNet of 0.6 million parameters for square pictures of `size` pixels, and labels from 0."""
     anchors = AnchorGenerator(_ANCHOR_SIZES, _ASPECT_RATIOS)
     backbone = SmallBackbone()
     return RetinaNet(
@@ -44,11 +44,11 @@ def small_retinanet(num_classes: int, *, size: int = 96) -> RetinaNet:
         min_size=size,
         max_size=size,
         anchor_generator=anchors,
-        head=RetinaNetHead(_WIDTH, anchors.num_anchors_per_location()[0], num_classes, norm_layer=_group_norm),
+        head=RetinaNetHead(_WIDTH, anchors.num_anchors_per_location()[0], num_classes, norm_layer=group_norm),
         detections_per_img=50,
     )
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """The heads see the levels one after the other: statistics over a batch would be those of no level."""
+def group_norm(channels: int) -> nn.GroupNorm:
+    """A norm without batch statistics, which the levels of the pyramid, seen one by one, do not share."""
     return nn.GroupNorm(16, channels)
