@@ -11,6 +11,7 @@ import pandas as pd
 from .accuracy.plan import FULL
 from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
+from .accuracy.yolo_tables import comparison, gradient_ratios
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load
@@ -121,6 +122,8 @@ def tables() -> dict[str, str]:
         "elements": over_elements(rows),
         "bins": over_bins(rows),
         "bounds": over_memory(compiled),
+        "yolo": comparison(pd.read_csv(RESULTS / "yolo-cpu.csv")),
+        "yolo-gradients": gradient_ratios(pd.read_csv(RESULTS / "yolo-gradients-cpu.csv")),
     }
     compared, *by_batch = accuracy_tables(accuracy)
     texts = {name: as_markdown(table) for name, table in made.items()} | {"accuracy": compared}

@@ -1,4 +1,4 @@
-"""Write scenes of handwritten digits in COCO's format: detection data that needs no download.
+"""Write scenes of handwritten digits in COCO's or YOLO's format: detection data that needs no download.
 
     python -m ghm_triton.detection.digits DIR --train 2000 --val 500 --style hard
 
@@ -10,6 +10,7 @@ import json
 import pathlib
 import sys
 
+import numpy
 from PIL import Image
 
 from .argument_types import command_parser, real, whole
@@ -50,6 +51,35 @@ def _earlier_pictures(annotations: pathlib.Path) -> list[str]:
     raise ValueError(f"directory must be empty or hold scenes of digits, got {annotations} of another data set")
 
 
+def write_yolo(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
+    """Writes `directory`/images/SPLIT/*.png, labels/SPLIT/*.txt, and data.yaml, the format of Ultralytics' YOLO.
+
+    A line of a label file is "label x y width height": center and size of a box, as parts of the picture's side.
+
+    Raises:
+        ValueError: The folders hold files already.
+    """
+    root, size = pathlib.Path(directory), scenes.style.size
+    images, labels = (root / kind / scenes.split for kind in ("images", "labels"))
+    for folder in (images, labels):
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"directory must be empty for YOLO's format, got {folder} with files")
+        folder.mkdir(parents=True, exist_ok=True)
+    for index in range(len(scenes)):
+        picture, boxes, classes = scenes.scene(index)
+        Image.fromarray(picture).save(images / f"{index:06d}.png")
+        corners = boxes / size
+        geometry = numpy.hstack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]])
+        lines = [" ".join(map(str, [label, *box])) + "\n" for label, box in zip(classes.tolist(), geometry.tolist())]
+        (labels / f"{index:06d}.txt").write_text("".join(lines))
+    names = [f"  {category['id'] - 1}: '{category['name']}'" for category in scenes.coco()["categories"]]
+    sets = [f"path: {root.resolve()}", "train: images/train", "val: images/val", "names:"]
+    (root / "data.yaml").write_text("\n".join(sets + names) + "\n")
+
+
+WRITERS = {"coco": write_coco, "yolo": write_yolo}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Writes the scenes. Returns 1 after an error, which is printed."""
     parser = command_parser("digits", __doc__)
@@ -64,13 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="distractors in a picture"
     )
     parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="of digits, 0 to 1")
+    parser.add_argument("--format", choices=list(WRITERS), default="coco", help="of the files")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
     style = dataclasses.replace(STYLES[options.style], **given)
     try:
         for split, count in (("train", options.train), ("val", options.val)):
-            write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
+            WRITERS[options.format](options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
             print(f"{count} scenes in {pathlib.Path(options.directory, split)}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

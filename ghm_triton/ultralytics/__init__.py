@@ -1,0 +1,21 @@
+"""GHM-C as the classification loss of Ultralytics' YOLO detectors.
+
+    trainer.py     the trainer
+    criterion.py   GHM-C in the criterion of a model
+    __main__.py    the command line
+
+Ultralytics is AGPL-3.0. None of its code is here.
+"""
+
+try:
+    import ultralytics  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "ghm_triton.ultralytics needs the package ultralytics, which cannot be imported: "
+        "pip install 'ghm-triton[ultralytics]'"
+    ) from error
+
+from .criterion import HarmonizedBCE
+from .trainer import GHMDetectionTrainer
+
+__all__ = ["GHMDetectionTrainer", "HarmonizedBCE"]
