@@ -1,4 +1,4 @@
-"""The detector: that harmonized heads compute these losses on the right anchors, the data set, and the demo."""
+"""The detector: that harmonized heads compute these losses on the right anchors, and the data set."""
 
 import copy
 import filecmp
@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 import numpy
 
 from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
-from ghm_triton.detection import demo, harmonize
+from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_drawing import SceneStyle, split_digits, split_photographs
 from ghm_triton.detection.data.digit_scenes import DigitScenes
 from ghm_triton.detection.digits import main
@@ -287,13 +287,3 @@ def test_both_heads_learn_a_batch():
     score = logits.detach().sigmoid()[..., 0]
     assert score[labels == 0].mean() > score[(labels < 0) & counted].mean() + 0.15
     assert errors[-1] < 0.65 * errors[0]
-
-
-def test_demo_runs(capsys):
-    """The smoke run."""
-    threads = torch.get_num_threads()
-    try:
-        demo.main(["--smoke", "--threads", "1"])
-    finally:
-        torch.set_num_threads(threads)
-    assert "COCO AP" in capsys.readouterr().out

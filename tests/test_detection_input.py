@@ -14,7 +14,16 @@ from ghm_triton.detection import digits, evaluate, predict, train
 from ghm_triton.detection.data import coco
 from ghm_triton.detection.models.small import small_retinanet
 from ghm_triton.detection.training import checkpoint
+from ghm_triton.detection.training import run as run_module
 from ghm_triton.detection.training.evaluation import average_precision, detect
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than the steps."""
+    monkeypatch.setattr(run_module, "draw_curves", lambda *arguments: [])
+    monkeypatch.setattr(run_module, "draw_density", lambda *arguments: None)
+    monkeypatch.setattr(run_module, "observe", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -35,7 +44,20 @@ def change(path, edit):
 
 
 def run(data, *more):
-    fast = ["--batch-size", "2", "--workers", "0", "--epochs", "1", "--device", "cpu", "--min-size", "64"]
+    fast = [
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+        "--pretrain-steps",
+        "0",
+        "--device",
+        "cpu",
+        "--min-size",
+        "64",
+    ]
     return train.main(["--data", str(data), "--output", str(data.parent / "run"), *fast, *more])
 
 
@@ -54,8 +76,8 @@ def test_missing_data_is_named(tmp_path, capsys):
         ("--clip", "nan", "must be a finite number above 0, got 'nan'"),
         ("--flip", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
         ("--exponent", "1.5", "must be a finite number from 0 up to 1, got '1.5'"),
-        ("--device", "gpu", "must be auto, cpu, cuda or cuda:N"),
-        ("--device", "cuda:64", "must be auto, cpu, cuda or cuda:N"),
+        ("--device", "gpu", "must be auto"),
+        ("--device", "cuda:64", "must be auto"),
     ],
 )
 def test_a_wrong_value_of_an_option_is_named_before_anything_is_done(tmp_path, capsys, option, value, expected):
@@ -68,9 +90,12 @@ def test_a_wrong_value_of_an_option_is_named_before_anything_is_done(tmp_path, c
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda content: content.pop("images"), "must have a list 'images', got NoneType"),
-        (lambda content: content["annotations"][1].pop("bbox"), r"annotations\[1\] lacks bbox"),
-        (lambda content: content["images"].append(content["images"][0]), "must have images with different ids, got 1"),
+        (lambda content: content.pop("images"), "must have a list 'images', got null"),
+        (lambda content: content["annotations"][1].pop("bbox"), r"annotations\[1\].bbox must be a list, got nothing"),
+        (
+            lambda content: content["images"].append(content["images"][0]),
+            "must have images with different ids, got id 0 2 times",
+        ),
         (lambda content: content.update(categories=[]), "must have categories with different ids, got an empty list"),
     ],
 )
@@ -89,7 +114,7 @@ def test_annotations_that_are_no_json(data, annotations, capsys):
 def test_missing_images_are_counted(data, annotations):
     for name in ("000001.png", "000004.png"):
         (data / "train" / name).unlink()
-    with pytest.raises(FileNotFoundError, match="2 of 6 are not in .*: 000001.png"):
+    with pytest.raises(FileNotFoundError, match="got 2 of 6 that are not: 000001.png"):
         coco.CocoBoxes(annotations, data / "train")
 
 
@@ -173,7 +198,7 @@ def test_unreadable_images_are_replaced_and_counted(data, annotations):
     image, target = found[2]
     assert target["unreadable"] == ["000002.png", "000003.png"] and target["image_id"] == 4
     assert torch.equal(image, found[4][0])
-    with pytest.warns(UserWarning, match="cannot be read"):
+    with pytest.warns(UserWarning, match="got . that are not: 00000"):
         assert run(data) == 0
     assert (
         pandas.read_csv(data.parent / "run" / "metrics.csv")["unreadable"].item() == 3
@@ -194,9 +219,9 @@ def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, capsys):
 
 def test_resuming_with_other_settings_is_refused(data, capsys):
     assert run(data) == 0
-    assert run(data) == 1 and "exists; --resume goes on" in capsys.readouterr().err
+    assert run(data) == 1 and "checkpoint.pt; --resume goes on" in capsys.readouterr().err
     assert run(data, "--resume", "--loss", "focal") == 1
-    assert "loss must be 'ghm' as in the checkpoint, got 'focal'" in capsys.readouterr().err
+    assert "--loss must be 'ghm' as in the checkpoint, got 'focal'" in capsys.readouterr().err
     path = data.parent / "run" / "checkpoint.pt"
     state = checkpoint.load_checkpoint(path)
     state["model"] = small_retinanet(3).state_dict()
@@ -221,7 +246,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_does_not_end_the_training(data, monkeypatch, capsys):
     """A save within the epoch fails with a warning, the last one with an error; at the start nothing is begun."""
-    original, calls = train.save_checkpoint, []
+    original, calls = run_module.save_checkpoint, []
 
     def fails(*arguments):
         calls.append(arguments)
@@ -229,7 +254,7 @@ def test_a_disk_that_fills_up_does_not_end_the_training(data, monkeypatch, capsy
             raise OSError("no space")
         original(*arguments)
 
-    monkeypatch.setattr(train, "save_checkpoint", fails)
+    monkeypatch.setattr(run_module, "save_checkpoint", fails)
     with pytest.warns(UserWarning, match="no space; the training goes on"):
         assert run(data, "--save-every", "1") == 0
     assert checkpoint.load_checkpoint(data.parent / "run" / "checkpoint.pt")["epoch"] == 1
@@ -239,6 +264,6 @@ def test_a_disk_that_fills_up_does_not_end_the_training(data, monkeypatch, capsy
 
 
 def test_a_gradient_that_is_not_finite_ends_with_the_place(data, capsys):
-    assert run(data, "--lr", "1e30", "--warmup", "0") == 1
+    assert run(data, "--recipe", "paper", "--lr", "1e30", "--warmup", "0") == 1
     text = capsys.readouterr().err
-    assert "the gradient is not finite in epoch 1, step" in text and "--resume goes on from" in text
+    assert "gradient must be finite, got another in epoch 1, step" in text and "--resume to go on from" in text

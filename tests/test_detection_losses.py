@@ -149,7 +149,7 @@ def test_hard_scenes_have_more_and_fainter_digits():
 
 
 def test_pretraining_trains_all_levels_and_leaves_the_pyramid():
-    """What it reaches takes minutes; perf.accuracy prints it."""
+    """What it reaches takes minutes, and the command prints it."""
     torch.manual_seed(0)
     backbone = SmallBackbone()
     before = {name: value.clone() for name, value in backbone.named_parameters()}

@@ -1,7 +1,10 @@
 """The training command: resumed to the bit, over several processes as over one, and its files."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,13 +15,22 @@ pytest.importorskip("pycocotools")
 pd = pytest.importorskip("pandas")
 
 from ghm_triton.detection import digits, evaluate, predict, train
-from ghm_triton.detection.data import digit_drawing, digit_scenes
+from ghm_triton.detection.data import coco, digit_drawing, digit_scenes
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.small import small_retinanet
-from ghm_triton.detection.training import checkpoint, engine, schedules
+from ghm_triton.detection.training import checkpoint, engine, recipes, schedules, signals
+from ghm_triton.detection.training import run as training_run
 from ghm_triton.detection.training.evaluation import METRICS
 
-FAST = ["--batch-size", "4", "--workers", "0", "--flip", "0.5", "--warmup", "2", "--device", "cpu", "--min-size", "64"]
+FAST = ["--batch-size", "4", "--workers", "0", "--pretrain-steps", "0", "--device", "cpu", "--min-size", "64"]
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than the steps; one test looks at them."""
+    monkeypatch.setattr(training_run, "draw_curves", lambda *arguments: [])
+    monkeypatch.setattr(training_run, "draw_density", lambda *arguments: None)
+    monkeypatch.setattr(training_run, "observe", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +63,19 @@ class Killed(BaseException):
     """As by a signal that nobody can catch: nothing may run after it."""
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nobody stops. Its pictures are drawn: no_pictures is of a test."""
+    output = tmp_path_factory.mktemp("whole")
+    assert run(data, output, "--epochs", "2", "--save-every", "3") == 0
+    return output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4, 6])
-def test_killed_and_resumed_is_the_same_to_the_bit(data, tmp_path, monkeypatch, step):
+def test_killed_and_resumed_is_the_same_to_the_bit(data, whole, tmp_path, monkeypatch, step):
     """Within the first epoch, at its end, and within the second; the last save is up to a step before the kill."""
     more = ("--epochs", "2", "--save-every", "1" if step == 2 else "3")
-    assert run(data, tmp_path / "whole", *more) == 0
     steps = 0
     original = engine.Trainer.train_step
 
@@ -69,58 +89,151 @@ def test_killed_and_resumed_is_the_same_to_the_bit(data, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(engine.Trainer, "train_step", killed)
         with pytest.raises(Killed):
-            run(data, tmp_path / "killed", *more)
-    before = weights(tmp_path / "killed")
+            run(data, tmp_path, *more)
+    before = weights(tmp_path)
     assert before["epoch"] * 4 + before["step"] <= step
     torch.manual_seed(99)
-    assert run(data, tmp_path / "killed", *more, "--resume") == 0
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    for name in ("model", "optimizer", "schedule", "scaler", "random", "log"):
-        assert same(whole[name], resumed[name]), name
-    assert whole["model"]["head.classification_loss.running_counts"].sum() > 0
-    rows = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "killed")]
-    assert rows[0].epoch.tolist() == [1, 2] and set(METRICS) <= set(rows[0])
-    assert rows[0].drop(columns="seconds").equals(rows[1].drop(columns="seconds"))
-    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
-        "checkpoint.pt",
-        "metrics.csv",
-        "losses.png",
-        "ap.png",
-    }
+    assert run(data, tmp_path, *more, "--resume") == 0
+    assert_same_run(whole, tmp_path)
 
 
-def test_an_evaluation_that_was_killed_is_repeated(data, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_is_repeated(data, whole, tmp_path, monkeypatch):
     def killed(self):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Training, "_evaluate", killed)
+        patch.setattr(training_run.Run, "_evaluate", killed)
         with pytest.raises(Killed):
-            run(data, tmp_path / "killed", "--epochs", "2")
-    assert weights(tmp_path / "killed")["epoch"] == 1 and not (tmp_path / "killed" / "metrics.csv").exists()
-    for name, more in (("whole", ()), ("killed", ("--resume",))):
-        assert run(data, tmp_path / name, "--epochs", "2", *more) == 0
-    whole, resumed = (
-        pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed")
-    )
-    assert whole.equals(resumed) and whole.epoch.tolist() == [1, 2]
+            run(data, tmp_path, "--epochs", "2")
+    assert weights(tmp_path)["epoch"] == 1 and not (tmp_path / "metrics.csv").exists()
+    assert run(data, tmp_path, "--epochs", "2", "--resume") == 0
+    assert_same_run(whole, tmp_path)
 
 
-def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch):
-    import os
-    import signal
+def assert_same_run(one, other):
+    """Everything but the seconds; at least one of both has drawn its pictures, which must change nothing."""
+    states = weights(one), weights(other)
+    for name in ("model", "optimizer", "schedule", "scaler", "random", "log"):
+        assert same(states[0][name], states[1][name]), name
+    assert states[0]["model"]["head.classification_loss.running_counts"].sum() > 0
+    rows = [pd.read_csv(folder / "metrics.csv") for folder in (one, other)]
+    assert rows[0].epoch.tolist() == [1, 2] and set(METRICS) <= set(rows[0])
+    assert rows[0].drop(columns="seconds").equals(rows[1].drop(columns="seconds"))
 
+
+@pytest.mark.slow
+def test_pictures_are_written_after_each_epoch(data, whole, tmp_path, monkeypatch):
+    """They used to come at the end only."""
+    for name in ("losses.png", "ap.png", "density.png"):
+        assert (whole / name).read_bytes().startswith(b"\x89PNG")
+    drawn = []
+    monkeypatch.setattr(training_run, "draw_curves", lambda folder, log, metrics: drawn.append(len(metrics)) or [])
+    monkeypatch.setattr(training_run, "draw_density", lambda path, seen: drawn.append(path.name))
+    assert run(data, tmp_path, "--epochs", "2", "--batch-size", "14") == 0
+    assert drawn == [1, "density.png", 2, "density.png"]
+
+
+@pytest.mark.slow
+def test_a_complete_run_says_so_and_trains_on(data, whole, tmp_path, capsys):
+    """The longer run takes up the schedule of its length, one cycle as well."""
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "run")
+    assert run(data, tmp_path / "run", "--epochs", "2", "--resume") == 0
+    text = capsys.readouterr().out
+    assert "is complete after 2 epochs" in text and "--epochs 4 --resume" in text
+    assert same(weights(whole)["model"], weights(tmp_path / "run")["model"])
+    assert run(data, tmp_path / "run", "--epochs", "3", "--resume") == 0
+    state = weights(tmp_path / "run")
+    assert state["epoch"] == 3 and [row["epoch"] for row in state["metrics"]] == [1, 2, 3]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=12, cycle_momentum=False)
+    for _ in range(8):
+        optimizer.step()
+        cycle.step()
+    # The first step of the third epoch is logged.
+    optimizer.step()
+    cycle.step()
+    assert state["log"][-1]["step"] == 9 and state["log"][-1]["lr"] == pytest.approx(cycle.get_last_lr()[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "option, value, before", [("--lr", "0.1", "0.0015"), ("--flip", "0", "0.5"), ("--mu", "0.1", "0.02")]
+)
+def test_resuming_with_other_options_is_refused(data, whole, capsys, option, value, before):
+    """They used to be ignored in silence."""
+    state = weights(whole)
+    assert run(data, whole, "--epochs", "3", "--resume", option, value) == 1
+    assert f"{option} must be {before} as in the checkpoint, got" in capsys.readouterr().err
+    assert same(state["model"], weights(whole)["model"])
+
+
+@pytest.mark.parametrize("seed", [20261123, 2**63 - 1])
+def test_large_seeds(seed):
+    """Products of the seed left 64 bits from 18,446,634 on, and died on the first image."""
+    flips = [
+        coco.Flipped([(torch.rand(3, 2, 2), {"boxes": torch.zeros(0, 4)})] * 20, probability=0.5, seed=one, epoch=3)
+        for one in (seed, seed - 1)
+    ]
+    flipped = [[not torch.equal(data[index][0], data.dataset[0][0]) for index in range(20)] for data in flips]
+    assert flipped[0] != flipped[1] and 0 < sum(flipped[0]) < 20
+    assert sorted(engine.epoch_batches(5, 5, seed=seed, epoch=9)[0]) == [0, 1, 2, 3, 4]
+    assert train.parse(["--output", "x", "--seed", str(seed)]).seed == seed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch, capsys, number):
+    """A closed terminal (HUP) used to lose the steps."""
     original = engine.Trainer.train_step
 
     def interrupted(self, *arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return original(self, *arguments)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     monkeypatch.setattr(engine.Trainer, "train_step", interrupted)
     assert run(data, tmp_path / "run", "--epochs", "1") == 130
     assert weights(tmp_path / "run")["step"] == 1
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+    assert "stopped; repeat the command with --resume to go on from" in capsys.readouterr().out
+
+
+def test_under_nohup_a_closed_terminal_does_not_stop():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.catch_stop_signals() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and not request.asked
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_pre_training_or_the_evaluation_stops(data, tmp_path, monkeypatch):
+    """The evaluation is repeated after a resume, and so is the pre-training."""
+    original = training_run.detect
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "detect", interrupted)
+        assert run(data, tmp_path / "a", "--epochs", "1", "--batch-size", "14") == 130
+    state = weights(tmp_path / "a")
+    assert state["epoch"] == 1 and state["metrics"] == []
+
+    from ghm_triton.detection import pretrain
+
+    draw = pretrain.draw_crop
+    monkeypatch.setattr(pretrain, "draw_crop", lambda *inputs: os.kill(os.getpid(), signal.SIGTERM) or draw(*inputs))
+    assert run(data, tmp_path / "b", "--epochs", "1", "--pretrain-steps", "3") == 130
+    state = weights(tmp_path / "b")
+    assert (state["epoch"], state["step"]) == (0, 0)
 
 
 def test_processes_share_the_batches_of_one():
@@ -140,8 +253,45 @@ def test_schedule_warms_up_and_falls():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([1 / 3, 1 / 2, 2 / 3, 5 / 6, 1, 1, 0.1, 0.1, 0.01, 0.01])
-    options = train.parse(["--output", "x"])
-    assert train.milestones(options) == [9, 12] and options.epochs == 14 and (options.lr, options.clip) == (0.01, 35)
+
+
+def parsed(*more):
+    return train.parse(["--output", "x", *more])
+
+
+def test_the_paper_is_the_recipe_of_large_models_and_small_that_of_the_small_one():
+    options = parsed("--model", "retinanet_resnet50_fpn")
+    assert (options.recipe, options.epochs, options.batch_size, options.lr, options.exponent) == (
+        "paper",
+        14,
+        16,
+        0.01,
+        1,
+    )
+    assert (options.box_loss_weight, options.pretrain_steps, options.clip, options.warmup) == (1, 0, 35, 500)
+    assert recipes.learning_rate_falls(options, 100) == [800, 1100]  # starts of epochs 9 and 12
+    for options in (parsed(), parsed("--recipe", "small")):
+        assert (options.recipe, options.exponent, options.box_loss_weight) == ("small", 0.5, 4.0)
+        assert options.pretrain_steps > 0 and options.box_loss is None
+    assert parsed("--recipe", "paper").exponent == 1
+    assert parsed("--exponent", "0.7", "--lr", "0.1").exponent == 0.7
+    assert parsed("--loss", "focal").box_loss == "smooth_l1"  # the model's own box loss takes no factor
+    assert parsed("--recipe", "small", "--model", "fcos_resnet50_fpn").box_loss_weight == 1
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 14])
+def test_falls_keep_their_share_of_short_runs_and_the_warmup_stays_short(epochs):
+    """Epochs 1 and 2 used to train at a hundredth and a tenth of the rate, 4 fell twice at once."""
+    options = parsed("--recipe", "paper", "--epochs", str(epochs))
+    for steps in (3, 10, 100):
+        first, second = recipes.learning_rate_falls(options, steps)
+        total = epochs * steps
+        assert 8 / 14 * total <= first < second <= total and second - 11 / 14 * total < 1
+        assert recipes.warmup_steps(options, steps) <= total / 10
+    assert recipes.learning_rate_falls(parsed("--recipe", "paper", "--lr-steps", "3"), 10) == [20]
+    assert "0.01 after 140 steps, 0.001 after 800, 0.0001 after 1,100" in recipes.describe_schedule(
+        parsed("--recipe", "paper"), 1600
+    )
 
 
 # Each process writes its gradients; the parent compares.
@@ -187,6 +337,7 @@ def gradients(images, targets, processes, steps=2):
     return found, {name: value for name, value in model.state_dict().items() if "running_counts" in name}
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """One of them has all objects, the other none."""
     from ghm_triton.detection.training.processes import Processes
@@ -207,15 +358,28 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(found_counts[name], value, rtol=1e-6, atol=0)
 
 
-def test_torchrun_trains(data, tmp_path):
+@pytest.mark.slow
+def test_torchrun_trains_and_stops_on_term(data, tmp_path):
+    """TERM reaches torchrun, and from it the group of each process, workers included; nothing used to be saved."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "ghm_triton.detection.train", "--data", str(data), "--output", str(tmp_path / "run"), *FAST]
-    done = subprocess.run(command + ["--epochs", "1"], timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command += ["--epochs", "100", "--workers", "1"]
+    with open(tmp_path / "out.txt", "w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "run" / "metrics.csv").exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "out.txt").read_text()[-2000:]
+            time.sleep(0.1)
+        process.terminate()
+        process.wait(timeout=120)
+    text = (tmp_path / "out.txt").read_text()
+    assert text.count("stopped; repeat the command with --resume") == 1, text[-2000:]
+    assert "DataLoader worker" not in text
     state = weights(tmp_path / "run")
-    assert state["epoch"] == 1 and len(state["random"]) == 2
+    assert state["epoch"] >= 1 and len(state["random"]) == 2 and state["metrics"][0]["AP"] >= 0
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict(data, tmp_path, capsys):
     """The numbers are those that training wrote; the boxes of a picture are those of the evaluation."""
     import json
@@ -246,9 +410,10 @@ def test_evaluate_and_predict(data, tmp_path, capsys):
         assert one["bbox"] == pytest.approx(other["bbox"], rel=1e-3, abs=1e-2)
     from PIL import Image
 
-    assert Image.open(tmp_path / "one" / "000001.png").size == (64, 64)
+    assert Image.open(tmp_path / "one" / "000001.png").size == (640, 640)  # enlarged for the captions
 
 
+@pytest.mark.slow
 def test_amp_trains(data, tmp_path):
     assert run(data, tmp_path / "run", "--epochs", "1", "--amp", "--min-size", "32") == 0
     assert all(value.isfinite().all() for value in weights(tmp_path / "run")["model"].values())

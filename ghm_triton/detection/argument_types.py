@@ -1,4 +1,7 @@
-"""Types of the commands' arguments. A wrong value ends the command with a message before anything is done."""
+"""Parsers of the commands, and types of their arguments.
+
+A wrong value ends the command with exit code 2 and a message, before anything is done.
+"""
 
 import argparse
 import math
@@ -7,23 +10,41 @@ from collections.abc import Callable
 import torch
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number from `least`, as a type for argparse."""
+class _DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something: neither None nor those of flags."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "none") or action.const else super()._get_help_string(action)
+
+
+def command_parser(name: str, description: str, **options) -> argparse.ArgumentParser:
+    """Returns a parser for the command `name` of this package, described by the first line of `description`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m ghm_triton.detection.{name}",
+        description=description.splitlines()[0],
+        formatter_class=_DefaultsHelp,
+        **options,
+    )
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Returns the type of a whole number from `least` up to `most`."""
+    expected = f"a whole number from {least}" + (f" up to {most}" if most is not None else "")
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or value < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
+        if value is None or value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
         return value
 
     return convert
 
 
 def real(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> Callable[[str], float]:
-    """A finite number from `least` to `most`, greater than `above`, as a type for argparse."""
+    """Returns the type of a finite number from `least` up to `most`, and greater than `above`."""
     limits = [(f"above {above:g}", above), (f"from {least:g}", least), (f"up to {most:g}", most)]
     expected = " ".join(["a finite number"] + [text for text, limit in limits if math.isfinite(limit)])
 
@@ -40,13 +61,21 @@ def real(least: float = -math.inf, most: float = math.inf, *, above: float = -ma
 
 
 def device(text: str) -> torch.device:
-    """A device that is there, as a type for argparse; "auto": the first GPU, or else the CPU."""
+    """The type of a device that is there: the CPU, or an accelerator that PyTorch finds. "auto" prefers the latter."""
+    # Asked without a tensor, which would take memory of the first GPU in each of several processes.
+    count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    kind = torch.accelerator.current_accelerator().type if count else "cpu"
     try:
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
+        place = torch.device(kind if text == "auto" else text)
     except RuntimeError:
         place = None
-    # Asked without a tensor, which would take memory of the first GPU in each of several processes.
-    if place is None or (place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count()):
-        there = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:N ({there} GPUs here), got {text!r}")
+    if (
+        place is None
+        or place.type not in ("cpu", kind)
+        or (place.index or 0) >= (count if place.type == kind != "cpu" else 1)
+    ):
+        there = (
+            f"auto, cpu, {kind} or {kind}:N with N up to {count - 1}" if count else "auto or cpu, as there is no GPU"
+        )
+        raise argparse.ArgumentTypeError(f"must be {there}, got {text!r}")
     return place

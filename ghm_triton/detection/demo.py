@@ -1,62 +1,165 @@
-"""Train a small RetinaNet with GHM-C and GHM-R on scenes of handwritten digits, and print its COCO AP on others.
+"""Train a small RetinaNet with GHM-C and GHM-R on scenes of handwritten digits, in minutes on a CPU.
 
-python -m ghm_triton.detection.demo
+    python -m ghm_triton.detection.demo [--compare]
+
+It draws what it finds in a held-out scene beside the truth, AP over the steps and the gradient that the loss sees.
 """
 
-import argparse
+import copy
+import math
+import pathlib
+import sys
 import time
+from typing import NamedTuple
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
 
-from .argument_types import whole
+from .argument_types import command_parser, whole
+from .data.digit_drawing import STYLES
 from .data.digit_scenes import DigitScenes
 from .losses import LossOptions, use_losses
-from .models.small import small_retinanet
+from .models.small import SmallBackbone, small_retinanet
+from .predict import predict
+from .pretrain import STEPS, pretrain
+from .training.curves import draw_ap
+from .training.density import draw_counts, draw_gradient, draw_weights, observe
+from .training.drawing import draw_objects
 from .training.engine import train_one_cycle
 from .training.evaluation import average_precision, detect
+from .training.recipes import SMALL
 
-BATCH = 8
-RATE = 2e-3
+LOSSES = {  # both at the learning rate and the box weight that are the best of a grid for focal loss
+    "GHM-C + GHM-R": LossOptions("ghm", exponent=SMALL["exponent"], box_loss_weight=SMALL["box_loss_weight"]),
+    "focal + smooth L1": LossOptions("focal", "smooth_l1", box_loss_weight=SMALL["box_loss_weight"]),
+}
+_POINTS = 5  # of AP over the steps, the last on all held-out scenes
+_THRESHOLD = 0.5  # least score of what is drawn
 
-LOSSES = LossOptions("ghm", exponent=0.5, box_loss_weight=4.0)
+
+class Result(NamedTuple):
+    """What comes of a training: AP over the steps, COCO's numbers at the end, and seconds per step."""
+
+    model: nn.Module
+    curve: dict[int, float]
+    metrics: dict[str, float]
+    seconds_per_step: float
 
 
-def main(arguments: list[str] | None = None) -> dict[str, float]:
-    """Run the demo; returns COCO's twelve numbers on the held-out scenes."""
-    options = _parse(arguments)
-    torch.manual_seed(options.seed)
+def run(losses: LossOptions, backbone: SmallBackbone, *, classes: int, steps: int, seed: int, smoke: bool) -> Result:
+    """Trains with `losses` on a copy of `backbone`."""
+    torch.manual_seed(seed)
+    common = {"classes": classes, "style": STYLES["hard"]}
+    held_out = DigitScenes(8 if smoke else 200, split="val", **common)
+    model = small_retinanet(classes)
+    model.backbone = copy.deepcopy(backbone)
+    use_losses(model, losses)
+    curve, paused = {}, 0.0
+    every = math.ceil(steps / _POINTS)
+    done = 0
+
+    def after_step(targets: list[dict]) -> None:
+        nonlocal done, paused
+        done += 1
+        if done % every == 0 and done < steps:
+            start = time.perf_counter()
+            results = detect(model, held_out, indices=range(len(held_out)))
+            curve[done] = average_precision(held_out.coco(), results)["AP"]
+            paused += time.perf_counter() - start
+
+    batch = SMALL["batch_size"]
+    scenes = DigitScenes(steps * batch, split="train", seed=seed, **common)
+    start = time.perf_counter()
+    train_one_cycle(model, scenes, batch=batch, rate=SMALL["lr"], seed=seed, after_step=after_step)
+    seconds = time.perf_counter() - start - paused
+    metrics = average_precision(held_out.coco(), detect(model, held_out))
+    curve[steps] = metrics["AP"]
+    return Result(model, curve, metrics, seconds / steps)
+
+
+def draw(path: pathlib.Path, results: dict[str, Result], *, classes: int, seed: int) -> None:
+    """Draws a held-out scene with the truth and the detections, AP over the steps, and the gradient density."""
+    common = {"classes": classes, "style": STYLES["hard"]}
+    scenes = DigitScenes(50, split="val", **common)
+    index = max(range(len(scenes)), key=lambda index: len(scenes.scene(index)[2]))  # the scene with the most digits
+    image, target = scenes[index]
+    image = (255 * image).round().byte()
+    names = [category["name"] for category in scenes.coco()["categories"]]
+    figure = Figure(figsize=(15, 9.5), layout="constrained")
+    (truth, found, ap), (counts, weights, gradient) = figure.subplots(2, 3)
+    labels = target["labels"]
+    drawn = draw_objects(image, target["boxes"], labels, [names[label] for label in labels.tolist()], classes)
+    _show(truth, drawn, f"held-out scene: {len(labels)} digits")
+    (name, result), *_ = results.items()
+    categories = scenes.coco()["categories"]
+    objects, drawn = predict(result.model.eval(), categories, image, threshold=_THRESHOLD)
+    _show(found, drawn, f"{name}: {len(objects)} detections (score from {_THRESHOLD})")
+    curves = {other: list(one.curve.values()) for other, one in results.items()}
+    draw_ap(ap, list(result.curve), curves, xlabel="step")
+    ap.set_title("average precision on held-out scenes")
+    items = [DigitScenes(16, split="train", seed=seed, **common)[index] for index in range(16)]
+    seen = observe(result.model, items)["classification"]
+    draw_counts(counts, seen, "classification")
+    draw_weights(weights, seen, "classification")
+    draw_gradient(gradient, seen, "classification")
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _show(axes: Axes, picture: torch.Tensor, title: str) -> None:
+    axes.imshow(picture.permute(1, 2, 0).numpy())
+    axes.set_title(title)
+    axes.axis("off")
+
+
+def table(results: dict[str, Result]) -> str:
+    """Returns the numbers of the trainings."""
+    lines = [f"{'losses':20}{'AP':>7}{'AP50':>7}{'AP75':>7}{'s/step':>9}"]
+    for name, one in results.items():
+        numbers = "".join(f"{one.metrics[metric]:7.1f}" for metric in ("AP", "AP50", "AP75"))
+        lines.append(f"{name:20}{numbers}{one.seconds_per_step:9.2f}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demo. Returns 1 if the picture cannot be written."""
+    parser = command_parser("demo", __doc__)
+    parser.add_argument("--compare", action="store_true", help="train with focal loss as well, and print both results")
+    parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
+    parser.add_argument("--steps", type=whole(1), default=500, help="of 8 images each")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of weights and training scenes")
+    parser.add_argument("--threads", type=whole(1), help="of the processor, as PyTorch chooses")
+    parser.add_argument("--output", metavar="FILE", default="demo.png", help="the picture")
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
+    options = parser.parse_args(arguments)
+    path = pathlib.Path(options.output)
     if options.threads:
         torch.set_num_threads(options.threads)
-    common = {"seed": options.seed, "classes": options.classes}
-    held_out = DigitScenes(16 if options.smoke else 200, split="val", **common)
-
-    model = small_retinanet(options.classes)
-    if options.loss == "ghm":
-        use_losses(model, LOSSES)
-    start = time.perf_counter()
-    train_one_cycle(model, DigitScenes(options.steps * BATCH, split="train", **common), batch=BATCH, rate=RATE)
-    seconds = time.perf_counter() - start
-
-    result = average_precision(held_out.coco(), detect(model, held_out))
-    threads = torch.get_num_threads()
-    print(f"{options.loss}: {options.steps} steps of {BATCH} images in {seconds:.0f} s, {threads} threads")
-    print("COCO AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f} on held-out digits".format_map(result))
-    return result
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a small RetinaNet on handwritten digits and print its COCO AP.")
-    parser.add_argument("--loss", choices=["ghm", "focal"], default="ghm", help="focal: as torchvision has it (ghm)")
-    parser.add_argument("--classes", type=int, choices=[1, 10], default=1, help="1: every digit is one class (1)")
-    parser.add_argument("--steps", type=whole(1), help="of 8 images each (800)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="(0)")
-    parser.add_argument("--threads", type=whole(1), help="of the processor (PyTorch's choice)")
-    parser.add_argument("--smoke", action="store_true", help="20 steps, to see that everything runs")
-    options = parser.parse_args(arguments)
-    if options.steps is None:
-        options.steps = 20 if options.smoke else 800
-    return options
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        print(f"error: output must be a file that can be written, got {path}: {error}", file=sys.stderr)
+        return 1
+    steps = 2 if options.smoke else options.steps
+    torch.manual_seed(options.seed)
+    backbone = SmallBackbone()
+    pretrain(backbone, steps=2 if options.smoke else STEPS)
+    results = {}
+    for name, losses in list(LOSSES.items())[: 2 if options.compare else 1]:
+        print(f"{name}: {steps} steps of {SMALL['batch_size']} images, {torch.get_num_threads()} threads", flush=True)
+        results[name] = run(
+            losses, backbone, classes=options.classes, steps=steps, seed=options.seed, smoke=options.smoke
+        )
+    draw(path, results, classes=options.classes, seed=options.seed)
+    print(table(results))
+    print(f"picture: {path.resolve()}")
+    if not options.compare:
+        print("next: --compare trains with focal loss as well")
+    print("next: python -m ghm_triton.detection.train --help, on your own images in COCO's format")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

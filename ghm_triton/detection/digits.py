@@ -5,55 +5,78 @@
 Training and validation scenes use different digits and different parts of the photographs.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 
 from PIL import Image
 
-from .argument_types import real, whole
+from .argument_types import command_parser, real, whole
 from .data.digit_drawing import STYLES
-from .data.digit_scenes import DigitScenes
+from .data.digit_scenes import DESCRIPTION, DigitScenes
 
 
 def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
-    """Writes `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json; the same bytes each time."""
+    """Writes `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json; the same bytes each time.
+
+    The pictures of an earlier call are deleted first.
+
+    Raises:
+        OSError: A file cannot be written.
+        ValueError: The annotations that are there are of another data set.
+    """
     pictures = pathlib.Path(directory, scenes.split)
     annotations = pathlib.Path(directory, "annotations", f"instances_{scenes.split}.json")
     for folder in (pictures, annotations.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    if annotations.exists():
+        for name in _earlier_pictures(annotations):
+            (pictures / name).unlink(missing_ok=True)
     content = scenes.coco()
     for index, image in enumerate(content["images"]):
         Image.fromarray(scenes.scene(index)[0]).save(pictures / image["file_name"])
     annotations.write_text(json.dumps(content))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write scenes of handwritten digits in COCO's format.")
-    parser.add_argument("directory", metavar="DIR", help="folder to write to")
-    parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="scenes for training (2000)")
-    parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="scenes for validation (500)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="(0)")
-    parser.add_argument(
-        "--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter (easy)"
-    )
-    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of a picture (96)")
+def _earlier_pictures(annotations: pathlib.Path) -> list[str]:
+    """Returns the names of the pictures that an earlier call has written."""
+    try:
+        content = json.loads(annotations.read_text())
+        if content["info"]["description"] == DESCRIPTION:
+            return [pathlib.Path(image["file_name"]).name for image in content["images"]]
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"directory must be empty or hold scenes of digits, got {annotations} of another data set")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the scenes. Returns 1 after an error, which is printed."""
+    parser = command_parser("digits", __doc__)
+    parser.add_argument("directory", metavar="DIR", help="folder to write to; earlier scenes there are replaced")
+    parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="scenes for training")
+    parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="scenes for validation")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the scenes")
+    parser.add_argument("--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter")
+    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of a picture, 96 in both styles")
     parser.add_argument("--digits", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="in a picture")
     parser.add_argument(
-        "--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="things that are no digits"
+        "--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="distractors in a picture"
     )
-    parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="0 to 1")
+    parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="of digits, 0 to 1")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
-    given = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value is not None
-    }
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}
     style = dataclasses.replace(STYLES[options.style], **given)
-    for split, count in (("train", options.train), ("val", options.val)):
-        write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
-        print(f"{count} scenes in {pathlib.Path(options.directory, split)}")
+    try:
+        for split, count in (("train", options.train), ("val", options.val)):
+            write_coco(options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
+            print(f"{count} scenes in {pathlib.Path(options.directory, split)}")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,16 +1,15 @@
-"""COCO's twelve numbers of a checkpoint of `train`, printed, and with --output written as json.
+"""Print COCO's twelve numbers of a checkpoint of `train`, and write them with --output.
 
 python -m ghm_triton.detection.evaluate CHECKPOINT --data DIR
 """
 
-import argparse
 import json
 import pathlib
 import sys
 
 from tqdm import tqdm
 
-from .argument_types import device
+from .argument_types import command_parser, device
 from .data.coco import CocoBoxes
 from .data.split_files import locate_split
 from .models.builder import build_from
@@ -27,11 +26,14 @@ def evaluate(
     *,
     device: str = "cpu",
 ) -> tuple[dict[str, float], list[dict]]:
-    """(the twelve numbers, the detections in COCO's format) of a checkpoint on a data set.
+    """Evaluates a checkpoint on a data set.
+
+    Returns:
+        COCO's twelve numbers, and the detections in COCO's result format.
 
     Raises:
-        FileNotFoundError, ValueError: the checkpoint or the data set is not as it should be; categories that the model
-            was not trained on are named.
+        OSError, ValueError: The checkpoint or the data set is not as it should be, or has categories that the model was
+            not trained on.
     """
     model, categories = build_from(load_checkpoint(checkpoint))
     data = CocoBoxes(annotations, images, category_ids=[category["id"] for category in categories])
@@ -43,16 +45,14 @@ def evaluate(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate; 1 after an error in the input, which is printed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ghm_triton.detection.evaluate", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT")
-    parser.add_argument("--data", metavar="DIR", help="folder in COCO's layout, of which the validation split is taken")
+    """Evaluates. Returns 1 after an error in the input, which is printed."""
+    parser = command_parser("evaluate", __doc__)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
+    parser.add_argument("--data", metavar="DIR", help="in COCO's layout; its validation split is taken")
     parser.add_argument("--val-json", metavar="FILE", help="annotations, instead of those in --data")
     parser.add_argument("--val-images", metavar="DIR", help="their images")
     parser.add_argument("--output", metavar="DIR", help="folder for metrics.json and detections.json")
-    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
     options = parser.parse_args(arguments)
     try:
         metrics, found = evaluate(options.checkpoint, *locate_split(options, "val"), device=options.device)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, value in metrics.items():
-        print(f"{name:6}{value:6.1f}")
+        print(f"{name:6}{value:6.1f}" + ("  (-1: the data has no such objects)" if value == -1 else ""))
     return 0
 
 

@@ -1,4 +1,13 @@
-"""A start for the small backbone: it learns to tell crops of the ten digits and of none apart."""
+"""Pre-train the backbone of the small detector: it learns to tell crops of the ten digits and of no digit apart.
+
+    python -m ghm_triton.detection.pretrain FILE
+
+`train --backbone FILE` starts from it. The recipe "small" of `train` does this by itself.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable
 
 import numpy
 import torch
@@ -6,14 +15,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .argument_types import command_parser, whole
 from .data.digit_drawing import SPLITS, SceneStyle, draw_crop
 from .models.small import SmallBackbone
+from .training.checkpoint import load_checkpoint, save_checkpoint
 
 CROP = SceneStyle(size=32, height=(16, 32), contrast=(0.4, 1.0), window=(48, 200))
+STEPS = 1500
+_HELD_OUT = 1000  # crops
 
 
 class DigitCrops(Dataset):
-    """`count` crops of a split: (image float32 [3, 32, 32] in [0, 1]; the digit, 10 for none)."""
+    """Crops of a split: items (image float32 [3, 32, 32] in [0, 1], label 0..9, or 10 for no digit)."""
 
     def __init__(self, count: int, *, split: str = "train", seed: int = 0):
         self.count, self.split, self.seed = count, split, seed
@@ -30,7 +43,7 @@ class DigitCrops(Dataset):
 
 
 class _Classifier(nn.Module):
-    """The levels of a backbone before its pyramid, their greatest values in the picture, and a linear layer on them."""
+    """A linear layer on the greatest values of the backbone's levels before the pyramid."""
 
     def __init__(self, backbone: SmallBackbone):
         super().__init__()
@@ -38,28 +51,100 @@ class _Classifier(nn.Module):
         self.linear = nn.Linear(32 + 64 + 96, 11)
 
     def forward(self, images: Tensor) -> Tensor:
-        fine = self.backbone.stem((images - 0.45) / 0.225)  # about what a detector's transform does
+        fine = self.backbone.stem((images - 0.45) / 0.225)  # about the normalization of a detector
         middle = self.backbone.middle(fine)
         levels = fine, middle, self.backbone.top(middle)
         return self.linear(torch.cat([level.amax(dim=(2, 3)) for level in levels], dim=1))
 
 
-def pretrain(backbone: SmallBackbone, *, steps: int = 1500, batch: int = 64, seed: int = 0) -> float:
-    """Train `backbone`, all but its pyramid; returns the percentage of 1,000 held-out crops that it gets right."""
-    model = _Classifier(backbone).train()
+def pretrain(
+    backbone: SmallBackbone,
+    *,
+    steps: int = STEPS,
+    batch: int = 64,
+    seed: int = 0,
+    after_step: Callable[[], None] = lambda: None,
+    show: bool = True,
+) -> float:
+    """Trains all of `backbone` but its pyramid. PyTorch's generator is left as it is.
+
+    Args:
+        backbone: On any device.
+        steps: Steps of AdamW with one cycle of the learning rate.
+        batch: Crops per step.
+        seed: Seed of the crops and of the linear layer on top.
+        after_step: Called after each step.
+        show: Show a progress bar.
+
+    Returns:
+        The percentage of held-out crops that it gets right.
+    """
+    device = next(backbone.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _Classifier(backbone).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
-    loader = DataLoader(DigitCrops(steps * batch, seed=seed), batch_size=batch)
-    for images, labels in tqdm(loader, desc="pre-training", unit="step"):
+    for images, labels in tqdm(
+        _loader(DigitCrops(steps * batch, seed=seed), batch), desc="pre-training", unit="step", disable=not show
+    ):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
+        nn.functional.cross_entropy(model(images.to(device)), labels.to(device)).backward()
         optimizer.step()
         schedule.step()
+        after_step()
     model.eval()
+    right = 0
     with torch.inference_mode():
-        right = sum(
-            int((model(images).argmax(dim=1) == labels).sum())
-            for images, labels in DataLoader(DigitCrops(1000, split="val"), batch_size=100)
-        )
+        for images, labels in _loader(DigitCrops(_HELD_OUT, split="val"), 100):
+            right += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
     backbone.train()
-    return right / 10
+    return 100 * right / _HELD_OUT
+
+
+def _loader(crops: DigitCrops, batch: int) -> DataLoader:
+    return DataLoader(crops, batch_size=batch, generator=torch.Generator())  # else it draws from PyTorch's generator
+
+
+def save_backbone(path: str | pathlib.Path, backbone: SmallBackbone, right_percent: float) -> None:
+    """Writes a file for :func:`load_backbone`."""
+    save_checkpoint(path, {"backbone": backbone.state_dict(), "right_percent": right_percent})
+
+
+def load_backbone(backbone: SmallBackbone, path: str | pathlib.Path) -> float:
+    """Takes all weights but those of the pyramid from a file, and returns the percentage that came with them.
+
+    Raises:
+        OSError: The file does not exist, or cannot be read.
+        ValueError: It holds something else.
+    """
+    state = load_checkpoint(path)
+    try:
+        weights = {name: value for name, value in state["backbone"].items() if not name.startswith("pyramid.")}
+        backbone.load_state_dict(backbone.state_dict() | weights)
+        return state["right_percent"]
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"backbone must be a file of ghm_triton.detection.pretrain, got {path}: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Pre-trains. Returns 1 if the file cannot be written."""
+    parser = command_parser("pretrain", __doc__)
+    parser.add_argument("file", metavar="FILE", help="to write")
+    parser.add_argument("--steps", type=whole(1), default=STEPS, help="of 64 crops each")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the weights and the crops")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(options.seed)
+    backbone = SmallBackbone()
+    percent = pretrain(backbone, steps=options.steps, seed=options.seed)
+    try:
+        save_backbone(options.file, backbone, percent)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.file}: {percent:.1f}% of held-out crops right")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

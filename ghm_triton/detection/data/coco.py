@@ -1,10 +1,10 @@
 """Images and boxes of a data set in COCO's format."""
 
 import collections
-import math
 import pathlib
 import warnings
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,40 +12,40 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.functional import pil_to_tensor
 
-from .annotations import read_annotations
+from .annotations import is_finite, read_annotations
 
 
 def read_image(path: str | pathlib.Path) -> Tensor:
-    """The picture, uint8 [3, height, width].
+    """Returns the picture, uint8 [3, height, width].
 
     Raises:
-        OSError: it cannot be read.
+        OSError: It cannot be read.
     """
     try:
         with Image.open(path) as image:
             return pil_to_tensor(image.convert("RGB"))
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for some broken files
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them for broken files
         raise OSError(f"{path}: {error}") from error
 
 
 class CocoBoxes(Dataset):
-    """Images and boxes in torchvision's detection format, of annotations in COCO's.
+    """Images and boxes of a data set in COCO's format, in torchvision's detection format.
 
-    Boxes are cut at the image's edge. Boxes without area or outside the image, and annotations of unknown images or
-    categories, are left out, and a warning counts them; crowds are left out. Images without boxes are background. An
-    image that cannot be read is replaced by the next that can, and listed under "unreadable".
+    Boxes are clipped to their image. Boxes without area or outside the image, and annotations of unknown images or
+    categories, are left out, and a warning counts them. Crowds are left out. Images without boxes are background. An
+    image that cannot be read is replaced by the next one, and listed under "unreadable".
 
     Args:
-        annotations: file in COCO's format.
-        images: folder of the images.
-        category_ids: the category of each label; None: those of the file, in ascending order.
+        annotations: File in COCO's format.
+        images: Folder of the images.
+        category_ids: The category of each label. None: those of the file, in ascending order.
 
-    An item is (image, target): the image float32 [3, height, width] in [0, 1]; the target a dict of "boxes" (float32
-    [n, 4], xyxy, pixels), "labels" (int64 [n], 0..classes-1), "image_id" and "unreadable" (list of file names).
+    An item is (image, target): the image is float32 [3, height, width] in [0, 1]; the target is a dict of "boxes"
+    (float32 [n, 4], xyxy, pixels), "labels" (int64 [n], 0..classes-1), "image_id" and "unreadable" (file names).
 
     Raises:
-        FileNotFoundError: the annotations, the folder or images are missing.
-        ValueError: the annotations are malformed, or have categories that are not among `category_ids`.
+        FileNotFoundError: The annotations, the folder or images are missing.
+        ValueError: The annotations are malformed, or have categories that are not among `category_ids`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class CocoBoxes(Dataset):
     ):
         self.path, self.folder = pathlib.Path(annotations), pathlib.Path(images)
         self.content = read_annotations(self.path)
-        self.category_names = {entry["id"]: str(entry["name"]) for entry in self.content["categories"]}
+        self.category_names = {entry["id"]: entry["name"] for entry in self.content["categories"]}
         self.category_ids = sorted(self.category_names) if category_ids is None else list(category_ids)
         unknown = sorted(set(self.category_names) - set(self.category_ids))
         if unknown:
@@ -63,10 +63,10 @@ class CocoBoxes(Dataset):
         self.images = sorted(self.content["images"], key=lambda entry: entry["id"])
         if not self.folder.is_dir():
             raise FileNotFoundError(f"images must be a folder, got {self.folder}, where there is none")
-        missing = [entry["file_name"] for entry in self.images if not (self.folder / entry["file_name"]).is_file()]
+        missing = [entry["file_name"] for entry in self.images if not _is_file(self.folder / entry["file_name"])]
         if missing:
             raise FileNotFoundError(
-                f"images: {len(missing)} of {len(self.images)} are not in {self.folder}: {missing[0]}"
+                f"images must be in {self.folder}, got {len(missing)} of {len(self.images)} that are not: {missing[0]}"
             )
         self.dropped = collections.Counter()
         self.objects = self._collect()
@@ -76,7 +76,7 @@ class CocoBoxes(Dataset):
             warnings.warn(f"annotations {self.path}: {counts}", stacklevel=2)
 
     def _collect(self) -> dict[int, list[tuple[list[float], int]]]:
-        """(xyxy, label) of each object of each image."""
+        """Returns the box (xyxy) and label of each object, by image."""
         sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in self.images}
         labels = {category: label for label, category in enumerate(self.category_ids)}
         objects = {image_id: [] for image_id in sizes}
@@ -94,7 +94,7 @@ class CocoBoxes(Dataset):
             if (inside[2:] <= inside[:2]).any():
                 self.dropped["boxes without area in their image left out"] += 1
                 continue
-            # COCO's own boxes leave their images by parts of a pixel.
+            # COCO's own boxes leave their images by a fraction of a pixel.
             self.dropped["boxes cut at the edge of their image"] += int((inside - box).abs().max() > 1)
             objects[entry["image_id"]].append((inside.tolist(), labels[entry["category_id"]]))
         return objects
@@ -103,6 +103,8 @@ class CocoBoxes(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
+        if not 0 <= index < len(self.images):
+            raise IndexError(f"index must be in 0..{len(self.images) - 1}, got {index}")
         unreadable = []
         for other in range(len(self.images)):
             entry = self.images[(index + other) % len(self.images)]
@@ -112,14 +114,14 @@ class CocoBoxes(Dataset):
             except OSError:
                 unreadable.append(entry["file_name"])
         else:
-            raise OSError(f"images: none of {len(self.images)} in {self.folder} can be read")
+            raise OSError(f"images in {self.folder} must be readable, got none of {len(self.images)} that is")
         found = self.objects[entry["id"]]
         boxes = torch.tensor([box for box, _ in found], dtype=torch.float32).reshape(-1, 4)
         labels = torch.tensor([label for _, label in found], dtype=torch.int64)
         return image, {"boxes": boxes, "labels": labels, "image_id": entry["id"], "unreadable": unreadable}
 
     def coco(self) -> dict:
-        """The annotations for the evaluation: those in COCO's file, with the fields that pycocotools needs."""
+        """Returns the annotations for the evaluation, with the fields that pycocotools needs."""
         annotations = []
         for position, entry in enumerate(self.content["annotations"]):
             if _xyxy(entry["bbox"]) is not None and entry["category_id"] in self.category_names:
@@ -128,17 +130,22 @@ class CocoBoxes(Dataset):
         return {"info": {}} | self.content | {"annotations": annotations}
 
 
-def _xyxy(bbox: object) -> Tensor | None:
-    """The corners of COCO's [left, top, width, height]; None where these are not four finite numbers."""
-    if not isinstance(bbox, list) or len(bbox) != 4:
-        return None
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in bbox):
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long, a folder without permission
+        return False
+
+
+def _xyxy(bbox: list) -> Tensor | None:
+    """Returns the corners of COCO's [left, top, width, height]; None unless these are four finite numbers."""
+    if len(bbox) != 4 or not all(map(is_finite, bbox)):
         return None
     return box_convert(torch.tensor(bbox, dtype=torch.float32), "xywh", "xyxy")
 
 
 class Flipped(Dataset):
-    """`dataset`, each image mirrored with `probability`, as seed, epoch and index decide."""
+    """`dataset` with each image mirrored with `probability`. The seed, the epoch and the index decide."""
 
     def __init__(self, dataset: Dataset, *, probability: float, seed: int, epoch: int):
         self.dataset, self.probability, self.seed, self.epoch = dataset, probability, seed, epoch
@@ -148,8 +155,7 @@ class Flipped(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict]:
         image, target = self.dataset[index]
-        dice = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index)
-        if torch.rand((), generator=dice) < self.probability:
+        if numpy.random.default_rng([self.seed, self.epoch, index]).random() < self.probability:
             boxes = target["boxes"].clone()
             boxes[:, [0, 2]] = image.shape[2] - boxes[:, [2, 0]]
             image, target = image.flip(2), target | {"boxes": boxes}

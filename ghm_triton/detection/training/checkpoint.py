@@ -1,8 +1,7 @@
-"""Checkpoints: written to a temporary name and renamed, so that a file of the final name is always whole."""
+"""Checkpoints. They are written under a temporary name and renamed: a file of the final name is always whole."""
 
 import os
 import pathlib
-import pickle
 import random
 
 import numpy
@@ -12,10 +11,10 @@ FORMAT = 1
 
 
 def save_checkpoint(path: str | pathlib.Path, state: dict) -> None:
-    """Write `state` to `path`; what was there stays as it is until the new file is complete.
+    """Writes `state` to `path`. An earlier file stays as it is until the new one is complete.
 
     Raises:
-        OSError: it cannot be written (no space, no permission).
+        OSError: The file cannot be written (no space, no permission).
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f"{path.name}.writing")
@@ -32,17 +31,19 @@ def save_checkpoint(path: str | pathlib.Path, state: dict) -> None:
 
 
 def load_checkpoint(path: str | pathlib.Path) -> dict:
-    """What :func:`save_checkpoint` wrote, on the CPU. No code of the file is run.
+    """Returns what :func:`save_checkpoint` wrote, on the CPU. No code in the file is run.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of this package.
+        OSError: The file does not exist, or cannot be read.
+        ValueError: It is not a checkpoint of this package.
     """
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"checkpoint must be a file, got {path}, where there is none")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler fails with nearly any exception on files of other kinds
         raise ValueError(f"checkpoint must be a file of ghm_triton.detection.train, got {path}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = f"format {state.get('format')!r}" if isinstance(state, dict) else type(state).__name__
@@ -51,7 +52,7 @@ def load_checkpoint(path: str | pathlib.Path) -> dict:
 
 
 def random_state() -> dict:
-    """The states of Python's, NumPy's and PyTorch's generators of this process, in plain types."""
+    """Returns the states of the generators of Python, NumPy and PyTorch in this process, in plain types."""
     name, keys, *rest = numpy.random.get_state()
     return {
         "python": random.getstate(),
@@ -62,7 +63,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Take up what :func:`random_state` returned."""
+    """Takes up what :func:`random_state` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))

@@ -1,41 +1,64 @@
-"""What a training leaves to look at: metrics.csv, and curves of the losses and of AP."""
+"""The numbers and curves of a training: metrics.csv, losses.png and ap.png."""
 
 import pathlib
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .engine import LOG_EVERY
 
 _SMOOTHED = 20  # rows of the log
+_TITLES = {
+    "classification": "classification",
+    "bbox_regression": "boxes",
+    "bbox_ctrness": "centerness",
+}
 
 
 def write_metrics(path: pathlib.Path, metrics: list[dict]) -> None:
-    """A row an epoch. Written anew each time: a resumed training must not have an epoch twice."""
+    """Writes a row per epoch. The whole file is written each time: a resumed training must not repeat an epoch."""
     temporary = path.with_name(f"{path.name}.writing")
     pd.DataFrame(metrics).to_csv(temporary, index=False, float_format="%.6g")
     temporary.replace(path)
 
 
 def draw_curves(folder: pathlib.Path, log: list[dict], metrics: list[dict]) -> list[pathlib.Path]:
-    """losses.png over the steps and ap.png over the epochs, in `folder`; those that have something to show."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    images = []
-    for name, rows, x, lines in (
-        ("losses", pd.DataFrame(log), "step", [n for n in (log[0] if log else {}) if n not in ("epoch", "step", "lr")]),
-        ("ap", pd.DataFrame(metrics), "epoch", ["AP", "AP50", "AP75"]),
-    ):
-        if rows.empty:
-            continue
-        figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-        for line in lines:
-            values = rows[line].rolling(_SMOOTHED, min_periods=1).mean() if name == "losses" else rows[line]
-            axes.plot(rows[x], values, label=line, marker="o" if name == "ap" else None)
-        axes.set(xlabel=x, ylabel="loss" if name == "losses" else "%")
+    """Draws losses.png over the steps and ap.png over the epochs, and returns their paths."""
+    rows = pd.DataFrame(log)
+    names = [name for name in _TITLES if name in rows]
+    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)
+    for axes, name in zip(panels[0], names):
+        axes.plot(rows.step, rows[name], color="tab:green", alpha=0.25, label=f"every {LOG_EVERY}th step")
+        smooth = rows[name].rolling(_SMOOTHED, min_periods=1).mean()
+        axes.plot(rows.step, smooth, color="tab:green", label=f"mean over {_SMOOTHED * LOG_EVERY} steps")
+        axes.set(title=f"Loss of the {_TITLES[name]}", xlabel="step", ylabel="loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
         axes.grid(True, alpha=0.3)
-        axes.legend()
-        images.append(folder / f"{name}.png")
-        figure.savefig(images[-1], dpi=120)
-        pyplot.close(figure)
-    return images
+        axes.legend(fontsize="small")
+    images = [_save(figure, folder / "losses.png")]
+
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    rows = pd.DataFrame(metrics)
+    draw_ap(axes, rows.epoch, {name: rows[name] for name in ("AP", "AP50", "AP75")}, xlabel="epoch")
+    axes.set_title("Average precision on the validation images")
+    return images + [_save(figure, folder / "ap.png")]
+
+
+def draw_ap(axes: Axes, x: list, lines: dict[str, list], *, xlabel: str) -> None:
+    """Draws lines of average precision, with the legend beside them."""
+    for (name, values), color in zip(lines.items(), ("tab:green", "tab:red", "tab:purple")):
+        axes.plot(x, values, label=name, marker="o", color=color)
+    axes.set(xlabel=xlabel, ylabel="AP, %", ylim=(0, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(True, alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+
+
+def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+    figure.savefig(path, dpi=120)
+    return path

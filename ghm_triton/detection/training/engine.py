@@ -1,4 +1,4 @@
-"""The training loop of the demo, of the command `train` and of the comparison."""
+"""The training loop of the command `train`, the demo and the comparison."""
 
 import itertools
 import math
@@ -13,36 +13,38 @@ from tqdm import tqdm
 from .checkpoint import random_state, set_random_state
 from .processes import Processes
 from .schedules import one_cycle
+from .signals import ignore_stop_signals
 
 LOG_EVERY = 10  # steps between two rows of the log
 
 
 def epoch_batches(length: int, batch: int, *, seed: int, epoch: int, rank: int = 0, count: int = 1) -> list[list[int]]:
-    """The indices of each batch of an epoch, those of process `rank` of `count`; of seed and epoch alone.
+    """Returns the indices of each batch of an epoch that belong to process `rank` of `count`.
 
-    All processes together have the batches of one process. The last batch is filled up with the first examples.
+    They depend on the seed and the epoch alone, and those of all processes together are those of a single process. The
+    first examples fill up the last batch.
     """
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    order = torch.randperm(length, generator=_generator(seed * 1_000_003 + epoch)).tolist()
     order = list(itertools.islice(itertools.cycle(order), batch * math.ceil(length / batch)))
     part = batch // count
     return [order[first : first + part] for first in range(rank * part, len(order), batch)]
 
 
 class Trainer:
-    """A detector in training: the model, its optimizer and schedule, and where they are.
+    """A detector in training: the model, its optimizer, its schedule and its progress.
 
     Args:
-        model: a detector of torchvision, on the device of `processes`.
-        optimizer: of its parameters.
-        schedule: stepped after each step.
-        processes: that train together; the default is this process alone, on the device of the model.
-        clip: greatest norm of the gradient.
-        amp: compute in 16 bits where PyTorch's autocast does: float16 on GPUs, bfloat16 on the CPU.
+        model: A detector of torchvision, on the device of `processes`.
+        optimizer: Of its parameters.
+        schedule: Stepped after each step.
+        processes: The processes that train together. None: this process alone, on the device of the model.
+        clip: Greatest norm of the gradient.
+        amp: Compute in 16 bits where PyTorch's autocast does: float16 on GPUs, bfloat16 on the CPU.
 
     Attributes:
-        epoch, step: epochs that are complete, and steps of the next one.
-        log: a dict of the losses every `LOG_EVERY` steps.
-        metrics: a dict for each epoch, of the caller's making.
+        epoch, step: The number of complete epochs, and of steps of the next epoch.
+        log: A dict of the losses every `LOG_EVERY` steps.
+        metrics: A dict per epoch, which the caller appends.
     """
 
     def __init__(
@@ -67,10 +69,10 @@ class Trainer:
         self.metrics: list[dict] = []
 
     def train_step(self, images: list[Tensor], targets: list[dict]) -> dict[str, float]:
-        """One step; the losses by name.
+        """Takes a step, and returns the losses by name.
 
         Raises:
-            FloatingPointError: the gradient is not finite. The parameters are as they were.
+            FloatingPointError: The gradient is not finite. The parameters stay as they were.
         """
         device = self.processes.device
         images = [image.to(device, non_blocking=True) for image in images]
@@ -84,10 +86,10 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         values = {name: loss.item() for name, loss in losses.items()}
-        # The scaler skips a step whose gradient left float16's range. Elsewhere there is no way back from one.
+        # The scaler skips steps whose gradient leaves the range of float16. Without it, such a step is the end.
         if not self.scaler.is_enabled() and not norm.isfinite():
             raise FloatingPointError(
-                f"the gradient is not finite in epoch {self.epoch + 1}, step {self.step + 1}: {values}"
+                f"gradient must be finite, got another in epoch {self.epoch + 1}, step {self.step + 1}: {values}"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -103,14 +105,14 @@ class Trainer:
         workers: int = 0,
         after_step: Callable[[list[dict]], None] = lambda targets: None,
     ) -> None:
-        """The rest of the epoch, in the order of `seed` and the epoch, with a progress bar.
+        """Trains the rest of the epoch, in an order that `seed` and the epoch give, with a progress bar.
 
         Args:
-            dataset: of (image, target) as torchvision's detectors take them.
-            batch: images a step, of all processes together.
-            seed: of the order.
-            workers: processes that load the images, 0: this one.
-            after_step: called with the targets of each step when it is complete.
+            dataset: Items (image, target) as torchvision's detectors take them.
+            batch: Images per step, of all processes together.
+            seed: Seed of the order.
+            workers: Processes that load the images. 0: this process loads them.
+            after_step: Called after each step with its targets.
         """
         one = self.processes
         batches = epoch_batches(len(dataset), batch, seed=seed, epoch=self.epoch, rank=one.rank, count=one.count)
@@ -120,9 +122,8 @@ class Trainer:
             collate_fn=_collate,
             num_workers=workers,
             pin_memory=one.device.type == "cuda",
-            generator=torch.Generator().manual_seed(
-                seed
-            ),  # else a loader draws from PyTorch's, once more after a resume
+            worker_init_fn=ignore_stop_signals,
+            generator=_generator(seed),  # without it a loader draws from PyTorch's generator, once more after a resume
         )
         self.model.train()
         name = f"epoch {self.epoch + 1}"
@@ -139,7 +140,7 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict:
-        """Everything that the rest of the training depends on, in plain types and tensors; all processes call this."""
+        """Returns everything that the rest of the training depends on. Every process must call this."""
         return {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -153,10 +154,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where :meth:`state_dict` was called."""
+        """Takes up what :meth:`state_dict` returned.
+
+        The shape of the schedule stays that of this trainer: a run may be resumed with more epochs.
+        """
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        place = {name: state["schedule"][name] for name in ("last_epoch", "_step_count", "_last_lr")}
+        self.schedule.load_state_dict(place)
         self.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == self.processes.count:
             set_random_state(state["random"][self.processes.rank])
@@ -187,6 +192,10 @@ def train_one_cycle(
     for _ in range(epochs):
         trainer.train_epoch(dataset, batch=batch, seed=seed, after_step=after_step)
     return trainer
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed % 2**63)
 
 
 def _collate(items: list[tuple[Tensor, dict]]) -> tuple[list[Tensor], list[dict]]:

@@ -17,13 +17,13 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def detect(model: nn.Module, dataset: Dataset, *, batch: int = 16, indices: Sequence[int] | None = None) -> list[dict]:
-    """The detections of `model` in COCO's result format; the model is left in the mode that it was in.
+    """Returns the detections of `model` in COCO's result format. The model keeps its mode.
 
     Args:
-        model: a detector of torchvision.
-        dataset: of (image, target) with "image_id" in the target, and with `category_ids`, the category of each label.
-        batch: images at once.
-        indices: of the images to look at; None: all.
+        model: A detector of torchvision.
+        dataset: Items (image, target) with "image_id" in the target. Its `category_ids` are the category of each label.
+        batch: Images at once.
+        indices: The images to look at. None: all.
     """
     training = model.training
     model.eval()
@@ -45,15 +45,15 @@ def detect(model: nn.Module, dataset: Dataset, *, batch: int = 16, indices: Sequ
 
 
 def warn_unreadable(targets: list[dict]) -> int:
-    """Name the images that could not be read; their number."""
+    """Warns of images that could not be read, and returns their number."""
     names = [name for target in targets for name in target.get("unreadable", [])]
     if names:
-        warnings.warn(f"images: {len(names)} cannot be read: {', '.join(names)}", stacklevel=2)
+        warnings.warn(f"images must be readable, got {len(names)} that are not: {', '.join(names)}", stacklevel=2)
     return len(names)
 
 
 def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
-    """What a detector returns for an image, in COCO's result format."""
+    """Returns the detections in an image in COCO's result format."""
     boxes = box_convert(output["boxes"], "xyxy", "xywh")
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
@@ -62,15 +62,25 @@ def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequenc
 
 
 def average_precision(annotations: dict, results: list[dict]) -> dict[str, float]:
-    """COCO's twelve numbers by name, 0 to 100; -1 where there is nothing to find. `annotations` as in COCO's files."""
-    if not results:
-        return dict.fromkeys(METRICS, 0.0)
+    """Returns COCO's twelve numbers by name, 0 to 100; -1 where `annotations` have nothing to find.
+
+    Args:
+        annotations: The content of a file in COCO's format.
+        results: Detections in COCO's result format.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = annotations
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        truth = _index(annotations)
+        # loadRes fails without results.
+        found = truth.loadRes(results) if results else _index(annotations | {"annotations": []})
+        evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return {name: float(numpy.where(value < 0, -1, 100 * value)) for name, value in zip(METRICS, evaluation.stats)}
+
+
+def _index(annotations: dict) -> COCO:
+    index = COCO()
+    index.dataset = annotations
+    index.createIndex()
+    return index

@@ -1,4 +1,4 @@
-"""The processes of `torchrun`, or the only one."""
+"""The processes that `torchrun` starts, or the only one."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Processes:
     """This process among those that train together.
 
     Attributes:
-        device: of this process.
-        rank: 0 .. count-1; 0 writes the files.
-        count: 1 where there are no others.
+        device: The device of this process.
+        rank: 0 .. count-1. Rank 0 writes the files.
+        count: The number of processes.
     """
 
     device: torch.device
@@ -28,17 +28,31 @@ class Processes:
         return self.rank == 0
 
     def gather(self, value: object) -> list:
-        """`value` of all processes, in the order of their ranks; all have to call this."""
+        """Returns `value` of all processes, in the order of their ranks. Every process must call this."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
         distributed.all_gather_object(values, value)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true in any process. Every process must call this."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Gives `module` the parameters and buffers of the first process. Every process must call this."""
+        if self.count > 1:
+            for tensor in module.state_dict().values():
+                distributed.broadcast(tensor, 0)
+
 
 @contextlib.contextmanager
 def join_processes(device: torch.device) -> Iterator[Processes]:
-    """Join the others where `torchrun` started this process: nccl on GPUs, gloo on the CPU."""
+    """Joins the other processes if `torchrun` started this one: by nccl on GPUs, by gloo on the CPU."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes(device)
         return

@@ -1,0 +1,145 @@
+"""What the losses see: counts, weights and the gradient over its norm, as in figures 2 to 4 of the paper."""
+
+import copy
+import pathlib
+from typing import NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ghm_triton import GHMCLoss, GHMRLoss
+
+from ..heads import harmonize
+
+POSITIVE, NEGATIVE, PLAIN = "tab:orange", "tab:blue", "black"
+
+
+class Seen(NamedTuple):
+    """The regions of the gradient norm of one loss. Tensors on the CPU, fp64.
+
+    Attributes:
+        edges: Shape [bins + 1].
+        counts: Shape [bins]. The moving average of the number of elements per region, or the number in the batch where
+            the loss keeps none.
+        weights: Shape [bins]. The harmonizing weight beta. None: the loss has none.
+        gradient: Shape [bins, 2]. The sum of the gradient norms of negatives and positives, without weights.
+    """
+
+    edges: Tensor
+    counts: Tensor
+    weights: Tensor | None
+    gradient: Tensor
+
+    def shares(self, *, weighted: bool) -> Tensor:
+        """Returns the percentage of each region in the whole gradient, negatives and positives, [bins, 2]."""
+        gradient = self.gradient * self.weights[:, None] if weighted and self.weights is not None else self.gradient
+        return 100 * gradient / gradient.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class _Recorder(nn.Module):
+    """Takes the place of a loss and keeps its inputs."""
+
+    inputs: tuple[Tensor, ...] | None = None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.inputs = inputs
+        return inputs[0].sum() * 0
+
+
+def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, Seen]:
+    """Returns what the losses of `model` see in a batch in training. The model stays as it is.
+
+    Args:
+        model: A RetinaNet or FCOS of torchvision, with any losses.
+        items: (image, target) as torchvision's detectors take them.
+
+    Returns:
+        By the name of the panel, "classification" and "boxes". An FCOS has no "boxes": they are no box deltas.
+    """
+    classify, regress = _Recorder(), _Recorder()
+    probe = copy.deepcopy(model)
+    device = next(probe.parameters()).device
+    has_deltas = hasattr(probe.head.regression_head, "box_coder")
+    harmonize(probe, classify, regress if has_deltas else None).train()
+    images = [image.to(device) for image, _ in items]
+    targets = [{name: target[name].to(device) for name in ("boxes", "labels")} for _, target in items]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # torchvision draws a size per image
+        probe(images, targets)
+    logits, labels, counted = classify.inputs
+    positive = labels[..., None] == torch.arange(logits.shape[-1], device=device)
+    norm = (logits.float().sigmoid() - positive.float()).abs()
+    counted = counted.bool()[..., None].expand_as(norm)
+    loss = getattr(model.head, "classification_loss", None)
+    seen = {"classification": _see(loss if isinstance(loss, GHMCLoss) else None, norm[counted], positive[counted], 30)}
+    if regress.inputs is not None:
+        loss = getattr(model.head, "regression_loss", None)
+        loss = loss if isinstance(loss, GHMRLoss) else None
+        deltas = (regress.inputs[0] - regress.inputs[1]).double().flatten()
+        norm = (deltas / torch.hypot(deltas, torch.full_like(deltas, loss.mu if loss else GHMRLoss().mu))).abs().float()
+        seen["boxes"] = _see(loss, norm, torch.ones_like(norm, dtype=torch.bool), 10)
+    return seen
+
+
+def _see(loss: GHMCLoss | GHMRLoss | None, norm: Tensor, positive: Tensor, bins: int) -> Seen:
+    norm, positive = norm.cpu(), positive.cpu()
+    density = loss.density() if loss is not None and loss.momentum > 0 else None
+    edges = density.edges.cpu() if density else torch.linspace(0, 1, bins + 1)
+    bins = len(edges) - 1
+    region = torch.bucketize(norm, edges[1:-1], right=True)
+    parts = [torch.bincount(region[of], weights=norm[of].double(), minlength=bins) for of in (~positive, positive)]
+    counts = density.counts if density else torch.bincount(region, minlength=bins)
+    weights = density.weights.cpu().double() if density else None
+    return Seen(edges.double(), counts.cpu().double(), weights, torch.stack(parts, dim=1))
+
+
+def draw_density(path: pathlib.Path, seen: dict[str, Seen]) -> pathlib.Path:
+    """Draws a row of panels per loss to `path`, and returns it."""
+    figure = Figure(figsize=(15, 3.8 * len(seen)), layout="constrained")
+    rows = figure.subplots(len(seen), 3, squeeze=False)
+    for (name, one), (counts, weights, gradient) in zip(seen.items(), rows):
+        draw_counts(counts, one, name)
+        draw_weights(weights, one, name)
+        draw_gradient(gradient, one, name)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_counts(axes: Axes, seen: Seen, name: str) -> None:
+    """Draws how many elements there are over the gradient norm."""
+    _bars(axes, seen, seen.counts, color="tab:gray")
+    element = "logits" if name == "classification" else "box coordinates"
+    axes.set(title=f"{name}: elements per step", ylabel=element, yscale="symlog", ylim=(0, None))
+
+
+def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
+    """Draws the harmonizing weight over the gradient norm."""
+    if seen.weights is None:
+        axes.text(0.5, 0.5, "this loss keeps no density", ha="center", transform=axes.transAxes)
+    else:
+        weights = torch.where(seen.weights > 0, seen.weights, torch.nan)
+        axes.stairs(weights.numpy(), seen.edges.numpy(), color="tab:green", linewidth=2)
+        axes.set(yscale="log")
+    axes.axhline(1, color=PLAIN, linestyle="--", linewidth=1)
+    axes.set(title=f"{name}: harmonizing weight of an element", xlabel="gradient norm", ylabel="weight", xlim=(0, 1))
+    axes.grid(True, alpha=0.3)
+
+
+def draw_gradient(axes: Axes, seen: Seen, name: str) -> None:
+    """Draws the share of the gradient of negatives and positives over the gradient norm, harmonized and not."""
+    negative, positive = seen.shares(weighted=True).T
+    if negative.any():
+        _bars(axes, seen, negative, color=NEGATIVE, label="negatives")
+    _bars(axes, seen, negative + positive, baseline=negative.numpy(), color=POSITIVE, label="positives")
+    plain = {"classification": "cross entropy", "boxes": "ASL1"}[name]
+    shares = seen.shares(weighted=False).sum(dim=1)
+    axes.stairs(shares.numpy(), seen.edges.numpy(), color=PLAIN, linestyle="--", label=f"plain {plain}")
+    axes.set(title=f"{name}: share of the gradient", ylabel="% of the sum of gradient norms")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+
+
+def _bars(axes: Axes, seen: Seen, values: Tensor, **options) -> None:
+    axes.stairs(values.numpy(), seen.edges.numpy(), fill=True, **options)
+    axes.set(xlabel="gradient norm", xlim=(0, 1))
+    axes.grid(True, axis="y", alpha=0.3)
