@@ -2,11 +2,13 @@
 
 from torch import nn
 from torchvision import models
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, SSD, RetinaNet
 
 from ..losses import LossOptions, use_losses
 from .small import small_retinanet
+from .ssd import build_ssd
 
+FAMILIES = ("retinanet", "fcos", "ssd")
 SIZES = {"small": (96, 96)}  # shorter and longest side of the images, pixels
 
 
@@ -17,18 +19,18 @@ def build_model(
     min_size: int | None = None,
     max_size: int | None = None,
     backbone_weights: str | None = None,
-) -> RetinaNet | FCOS:
+) -> RetinaNet | FCOS | SSD:
     """Builds a detector for labels 0..classes-1.
 
     Args:
-        name: "small", or the name of a RetinaNet or FCOS in `torchvision.models.detection`.
+        name: "small", or the name of a RetinaNet, FCOS or SSD in `torchvision.models.detection`.
         classes: Number of labels.
         min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels. None: 96 for "small", 800 and 1333 for the others.
+            `max_size` pixels. None: 96 for "small", 800 and 1333 for the others. An SSD has a fixed size.
         backbone_weights: Name of torchvision's weights to download, for example "DEFAULT". None: random weights.
 
     Raises:
-        ValueError: `name` is unknown.
+        ValueError: `name` is unknown, or a size is given for an SSD.
     """
     shorter, longest = SIZES.get(name, (800, 1333))  # as is usual on COCO
     shorter = min_size or shorter
@@ -36,9 +38,14 @@ def build_model(
     if name == "small":
         return small_retinanet(classes, size=shorter)
     detectors = models.list_models(models.detection)
-    if name not in detectors or not name.startswith(("retinanet", "fcos")):
-        known = ["small"] + [known for known in detectors if known.startswith(("retinanet", "fcos"))]
+    if name not in detectors or not name.startswith(FAMILIES):
+        known = ["small"] + [known for known in detectors if known.startswith(FAMILIES)]
         raise ValueError(f"model must be one of {known}, got {name!r}")
+    if name.startswith("ssd"):
+        for size_name, size in (("min_size", min_size), ("max_size", max_size)):
+            if size is not None:
+                raise ValueError(f"{size_name} must be left out for an SSD, whose size is fixed, got {size}")
+        return build_ssd(name, classes, backbone_weights)
     options = {"weights": None, "weights_backbone": backbone_weights, "min_size": shorter, "max_size": longest}
     return models.get_model(name, num_classes=classes, **options)
 
