@@ -5,13 +5,13 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, SSD, RetinaNet
 
-from ghm_triton import GHMCLoss, GHMRLoss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 
 from .heads import harmonize
 
-LOSSES = ("ghm", "ghmc", "focal", "ce")
+LOSSES = ("ghm", "ghmc", "focal", "ce", "model")
 BOX_LOSSES = ("model", "smooth_l1", "asl1", "ghmr")
 
 
@@ -60,7 +60,9 @@ class LossOptions:
     """The losses of a detector by name, and their settings.
 
     Attributes:
-        loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "focal" (the model's own) or "ce".
+        loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "ce", or "model" (the model's own: focal loss, or for
+            an SSD cross entropy with hard negative mining). "focal" is the model's own where that is focal loss. For an
+            SSD, "ghm" and "ghmc" take GHM cross entropy over the softmax.
         box_loss: "ghmr", "asl1", "smooth_l1" or "model" (the model's own). None: "ghmr" for "ghm", else "model". An
             FCOS keeps its own box losses.
         bins, box_bins: Unit regions of GHM-C and GHM-R.
@@ -88,22 +90,22 @@ class LossOptions:
         if self.box_loss not in (None, *BOX_LOSSES):
             raise ValueError(f"box_loss must be one of {BOX_LOSSES} or None, got {self.box_loss!r}")
         own = self.box_loss == "model" or (self.box_loss is None and self.loss != "ghm")
-        for name, owned in (("class_loss_weight", self.loss == "focal"), ("box_loss_weight", own)):
+        for name, owned in (("class_loss_weight", self.loss in ("focal", "model")), ("box_loss_weight", own)):
             if owned and getattr(self, name) != 1:
                 raise ValueError(f"{name} must be 1 for the model's own loss, got {getattr(self, name)!r}")
 
 
-def use_losses(model: RetinaNet | FCOS, options: LossOptions, *, sync: bool = False) -> RetinaNet | FCOS:
+def use_losses(model: RetinaNet | FCOS | SSD, options: LossOptions, *, sync: bool = False) -> RetinaNet | FCOS | SSD:
     """Makes `model` train with the losses that `options` names. The model is changed and returned.
 
     Args:
-        model: A RetinaNet or FCOS of torchvision.
+        model: A RetinaNet, FCOS or SSD of torchvision.
         options: The losses.
         sync: Take the densities over all processes of torch.distributed. The losses are scaled so that the mean of the
             processes' gradients, which DistributedDataParallel takes, is that of one process with the whole batch.
 
     Raises:
-        ValueError: A box loss, or a factor of it, is given for an FCOS.
+        ValueError: A box loss, or a factor of it, is given for an FCOS; or "focal", "ce" or "mmdet" for an SSD.
 
     Example:
         >>> model = use_losses(small_retinanet(10), LossOptions("focal", "smooth_l1", box_loss_weight=2.0))
@@ -115,12 +117,13 @@ def use_losses(model: RetinaNet | FCOS, options: LossOptions, *, sync: bool = Fa
             raise ValueError(
                 f"{name} must be left out for an FCOS, which regresses boxes by their overlap, got {value!r}"
             )
-    losses = _classification_loss(options, sync), None if fcos else _regression_loss(options, sync)
+    classification = _softmax_loss if isinstance(model, SSD) else _classification_loss
+    losses = classification(options, sync), None if fcos else _regression_loss(options, sync)
     return model if losses == (None, None) else harmonize(model, *losses)
 
 
 def _classification_loss(options: LossOptions, sync: bool) -> nn.Module | None:
-    if options.loss == "focal":
+    if options.loss in ("focal", "model"):
         return None
     if options.loss == "ce":
         return CrossEntropyLoss(options.class_loss_weight)
@@ -129,6 +132,23 @@ def _classification_loss(options: LossOptions, sync: bool) -> nn.Module | None:
         momentum=options.momentum,
         exponent=options.exponent,
         variant=options.variant,
+        loss_weight=options.class_loss_weight,
+        sync=sync,
+    )
+
+
+def _softmax_loss(options: LossOptions, sync: bool) -> nn.Module | None:
+    """For an SSD."""
+    if options.loss in ("focal", "ce"):
+        raise ValueError(f"loss must be 'ghm', 'ghmc' or 'model' for an SSD, got {options.loss!r}")
+    if options.variant != "paper":
+        raise ValueError(f"variant must be 'paper' for an SSD, got {options.variant!r}")
+    if options.loss == "model":
+        return None
+    return GHMCrossEntropyLoss(
+        bins=options.bins,
+        momentum=options.momentum,
+        exponent=options.exponent,
         loss_weight=options.class_loss_weight,
         sync=sync,
     )

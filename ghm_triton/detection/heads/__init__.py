@@ -1,14 +1,15 @@
 """GHM-C and GHM-R in the heads of torchvision's detectors."""
 
 from torch import nn
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, SSD, RetinaNet
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from ghm_triton import GHMCLoss, GHMRLoss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 
 from .fcos import HarmonizedFCOSHead
 from .retinanet import HarmonizedRetinaNetHead
+from .ssd import harmonize_ssd
 
 __all__ = ["harmonize"]
 
@@ -19,10 +20,10 @@ _HEADS = (  # (detector, its head, the head that replaces it)
 
 
 def harmonize(
-    model: RetinaNet | FCOS,
+    model: RetinaNet | FCOS | SSD,
     classification_loss: nn.Module | None = None,
     regression_loss: nn.Module | None = None,
-) -> RetinaNet | FCOS:
+) -> RetinaNet | FCOS | SSD:
     """Make `model` train with these losses, each of which takes one density over the batch and all levels.
 
     Without losses, both are the paper's: `GHMCLoss()` and `GHMRLoss()`. With one loss, the model keeps its own in place
@@ -37,16 +38,20 @@ def harmonize(
     differences of box deltas and applies to neither: `regression_loss` must be left out, and `harmonize(fcos)` sets
     GHM-C alone.
 
+    An SSD classifies by a softmax over the background (label 0) and the classes, with hard negative mining. It gets
+    `GHMCrossEntropyLoss` over all anchors instead, without mining. Its encoded box deltas are 5 to 10 times those of a
+    RetinaNet: the paper's mu corresponds to ``GHMRLoss(mu=0.2)``, which is what `harmonize(ssd)` sets.
+
     Args:
-        model: A `RetinaNet` or `FCOS` of torchvision with torchvision's head.
+        model: A `RetinaNet` or `FCOS` of torchvision with torchvision's head, or an `SSD`.
         classification_loss: A module that takes logits [images, anchors, classes] (floating point), labels
             [images, anchors] (int64; -1: background) and the anchors that count [images, anchors] (bool), and returns a
-            scalar.
+            scalar. For an SSD, a module that takes logits [N, classes] and labels [N], like `nn.CrossEntropyLoss`.
         regression_loss: A module that takes box deltas and their targets, both [positive anchors, 4], and returns a
             scalar.
 
     Raises:
-        TypeError: `model` is not a RetinaNet or FCOS, its head is not torchvision's, or a loss is not a module.
+        TypeError: `model` is not a RetinaNet, FCOS or SSD, its head is not torchvision's, or a loss is not a module.
         ValueError: `regression_loss` is given for an FCOS.
 
     Example:
@@ -57,20 +62,33 @@ def harmonize(
     for name, loss in (("classification_loss", classification_loss), ("regression_loss", regression_loss)):
         if not isinstance(loss, nn.Module | None):
             raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
+    losses = classification_loss, regression_loss
+    if losses == (None, None):
+        losses = _paper_losses(model)
+    if isinstance(model, SSD):
+        harmonize_ssd(model, *losses)
+    else:
+        model.head = _harmonized_head(model, *losses)
+    device = next(model.parameters()).device
+    for loss in losses:
+        if loss is not None:
+            loss.to(device).train(model.training)
+    return model
+
+
+def _paper_losses(model) -> tuple[nn.Module, nn.Module | None]:
+    if isinstance(model, SSD):
+        return GHMCrossEntropyLoss(), GHMRLoss(mu=0.2)
+    return GHMCLoss(), None if isinstance(model, FCOS) else GHMRLoss()
+
+
+def _harmonized_head(model: RetinaNet | FCOS, *losses: nn.Module | None) -> nn.Module:
     kinds = [kinds for detector, *kinds in _HEADS if isinstance(model, detector)]
     if not kinds:
-        raise TypeError(f"model must be a torchvision RetinaNet or FCOS, got {type(model).__name__}")
+        raise TypeError(f"model must be a torchvision RetinaNet, FCOS or SSD, got {type(model).__name__}")
     plain, harmonized = kinds[0]
     if not isinstance(model.head, plain):
         raise TypeError(f"model.head must be a torchvision {plain.__name__}, got {type(model.head).__name__}")
-    if classification_loss is None and regression_loss is None:
-        classification_loss = GHMCLoss()
-        regression_loss = None if isinstance(model, FCOS) else GHMRLoss()
-    head = harmonized(model.head.classification_head, model.head.regression_head, classification_loss, regression_loss)
-    device = next(model.parameters()).device
-    for loss in (classification_loss, regression_loss):
-        if loss is not None:
-            loss.to(device).train(model.head.training)
+    head = harmonized(model.head.classification_head, model.head.regression_head, *losses)
     head.training = model.head.training
-    model.head = head
-    return model
+    return head

@@ -3,10 +3,26 @@
 import torch
 from torch import Tensor, nn
 
-_BACKGROUND = -1
+BACKGROUND = -1  # the label of anchors without an object, where no class stands for the background
 
 
-class HarmonizedLosses(nn.Module):
+class KeepsCounts(nn.Module):
+    """A module with a `classification_loss` and a `regression_loss`, which may be None or keep running counts."""
+
+    classification_loss: nn.Module | None
+    regression_loss: nn.Module | None
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """A checkpoint of the plain model holds no running counts: the losses then keep theirs."""
+        for name in ("classification_loss", "regression_loss"):
+            loss = getattr(self, name)
+            if loss is not None:
+                for key, value in loss.state_dict(prefix=f"{prefix}{name}.").items():
+                    state_dict.setdefault(key, value)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class HarmonizedLosses(KeepsCounts):
     """Gives a head of torchvision the parts of another head, and losses with one density over the batch and all levels.
 
     This is the first base class of a head, in place of torchvision's constructor, which would build new parts.
@@ -25,23 +41,23 @@ class HarmonizedLosses(nn.Module):
         self.classification_loss = classification_loss
         self.regression_loss = regression_loss
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """A checkpoint of the plain model holds no running counts: the losses then keep theirs."""
-        for name in ("classification_loss", "regression_loss"):
-            loss = getattr(self, name)
-            if loss is not None:
-                for key, value in loss.state_dict(prefix=f"{prefix}{name}.").items():
-                    state_dict.setdefault(key, value)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-
-def match_labels(targets: list[dict[str, Tensor]], matches: Tensor, classes: int) -> Tensor:
-    """The label of each anchor's object, -1 for background and ignored anchors, int64 [images, anchors]."""
+def match_labels(
+    targets: list[dict[str, Tensor]], matches: Tensor, classes: int, background: int = BACKGROUND
+) -> Tensor:
+    """The label of each anchor's object, `background` for other and ignored anchors, int64 [images, anchors]."""
     labels = torch.cat([target["labels"] for target in targets])
-    _check_labels(labels, classes)
+    _check_labels(labels, background + 1, classes)
     # The extra label is what the anchors of images without objects point at.
-    labels = torch.cat([labels, labels.new_full((1,), _BACKGROUND)])[object_index(targets, matches)]
-    return torch.where(matches >= 0, labels, _BACKGROUND)
+    labels = torch.cat([labels, labels.new_full((1,), background)])[object_index(targets, matches)]
+    return torch.where(matches >= 0, labels, background)
+
+
+def positive_deltas(box_coder, targets, deltas: Tensor, anchors: list[Tensor], matches: Tensor):
+    """The deltas of the positive anchors and their targets, both [positive anchors, 4]."""
+    positive = matches >= 0
+    boxes = torch.cat([target["boxes"] for target in targets])[object_index(targets, matches)[positive]]
+    return deltas[positive], box_coder.encode_single(boxes, torch.stack(anchors)[positive])
 
 
 def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
@@ -53,8 +69,8 @@ def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
     return matches.clamp(min=0) + torch.tensor(first, device=matches.device)[:, None]
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
-    """GHM-C would take other labels for background. This waits for the device, like torchvision's check of boxes."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
+def _check_labels(labels: Tensor, first: int, classes: int) -> None:
+    """Other labels would count as background. This waits for the device, like torchvision's check of boxes."""
+    wrong = labels[(labels < first) | (labels >= classes)]
     if wrong.numel():
-        raise ValueError(f"targets must have labels in 0..{classes - 1}, got {wrong[0].item()}")
+        raise ValueError(f"targets must have labels in {first}..{classes - 1}, got {wrong[0].item()}")

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from .base import HarmonizedLosses, match_labels, object_index
+from .base import HarmonizedLosses, match_labels, positive_deltas
 
 
 class HarmonizedRetinaNetHead(HarmonizedLosses, RetinaNetHead):
@@ -39,7 +39,4 @@ class HarmonizedRetinaNetHead(HarmonizedLosses, RetinaNetHead):
         return self.classification_loss(logits, labels, matches != Matcher.BETWEEN_THRESHOLDS)
 
     def _boxes(self, targets, deltas, anchors, matches):
-        positive = matches >= 0
-        boxes = torch.cat([target["boxes"] for target in targets])[object_index(targets, matches)[positive]]
-        wanted = self.regression_head.box_coder.encode_single(boxes, torch.stack(anchors)[positive])
-        return self.regression_loss(deltas[positive], wanted)
+        return self.regression_loss(*positive_deltas(self.regression_head.box_coder, targets, deltas, anchors, matches))
