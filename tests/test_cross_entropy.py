@@ -206,7 +206,7 @@ def test_wrong_class_index(device):
 
 @pytest.mark.parametrize("shape", [(12, 6), (2, 6, 8)], ids=str)
 def test_ignored_examples(shape, backend, device):
-    """They may hold anything, count nowhere, and have gradient 0. If all are ignored, the loss is 0 and no state changes."""
+    """They may hold anything, count nowhere, and have gradient 0. If all are ignored, the state does not change."""
     x, target = problem(shape)
     state = torch.zeros(31, device=device)
     options = dict(momentum=0.5, running_counts=state, backend=backend)

@@ -1,4 +1,4 @@
-"""SSD: the softmax loss over all anchors without mining, and labels that start at 0 in the data and at 1 in the model."""
+"""SSD: the softmax loss over all anchors without mining; labels start at 0 in the data and at 1 in the model."""
 
 import copy
 import io
@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
 
-from torchvision.models.detection import SSD, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+from torchvision.models.detection.ssd import SSD
 
 from ghm_triton import GHMCrossEntropyLoss, GHMRLoss, ghm_cross_entropy, ghmr_loss
 from ghm_triton.detection import harmonize
@@ -54,7 +55,7 @@ def test_losses_take_all_anchors_in_one_density(model, batch):
     losses = model.compute_loss(targets, outputs, anchors, matches)
     expected = ghm_cross_entropy(outputs["cls_logits"].view(15, 5), LABELS.view(15), exponent=0.5)
     assert torch.equal(losses["classification"], expected)
-    # An SSD encodes the shift of the center over the anchor's side, times 10, and the log of the ratio of sides, times 5.
+    # An SSD encodes 10 times the shift of the center over the side, and 5 times the log of the ratio of the sides.
     boxes = torch.stack([targets[0]["boxes"][i] for i in (1, 0, 1)] + [targets[2]["boxes"][0]])
     own = torch.stack(anchors)[LABELS > 0]
     side, own_side = boxes[:, 2:] - boxes[:, :2], own[:, 2:] - own[:, :2]

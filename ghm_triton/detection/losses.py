@@ -5,7 +5,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.detection import FCOS, SSD, RetinaNet
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.ssd import SSD
 
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 

@@ -1,9 +1,10 @@
 """GHM-C and GHM-R in the heads of torchvision's detectors."""
 
 from torch import nn
-from torchvision.models.detection import FCOS, SSD, RetinaNet
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.ssd import SSD
 
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 

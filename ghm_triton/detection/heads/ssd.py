@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import SSD
+from torchvision.models.detection.ssd import SSD
 
 from .base import KeepsCounts, match_labels, positive_deltas
 

@@ -2,19 +2,16 @@
 
 from torch import nn
 from torchvision import models
-from torchvision.models.detection import FCOS, SSD, RetinaNet
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.ssd import SSD
 
 from ..losses import LossOptions, use_losses
 from .lite0 import lite0_retinanet
 from .small import small_retinanet
 from .ssd import build_ssd
 
-<<<<<<< HEAD
+FAMILIES = ("retinanet", "fcos", "ssd")  # of torchvision
 SIZES = {"small": (96, 96), "lite0": (192, 192)}  # shorter and longest side of the images, pixels
-=======
-FAMILIES = ("retinanet", "fcos", "ssd")
-SIZES = {"small": (96, 96)}  # shorter and longest side of the images, pixels
->>>>>>> ssd
 
 
 def build_model(
@@ -28,28 +25,16 @@ def build_model(
     """Builds a detector for labels 0..classes-1.
 
     Args:
-<<<<<<< HEAD
-        name: "small", "lite0", or the name of a RetinaNet or FCOS in `torchvision.models.detection`.
+        name: "small", "lite0", or the name of a RetinaNet, FCOS or SSD in `torchvision.models.detection`.
         classes: Number of labels.
         min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels. None: 96 for "small", 192 for "lite0", 800 and 1333 for
-            the others.
+            `max_size` pixels. None: 96 for "small", 192 for "lite0", 800 and 1333 for others. An SSD has a fixed size.
         backbone_weights: "DEFAULT" for ImageNet weights: those in the extra "lite0" for "lite0", torchvision's for the
             others, which also take the names of other weights. torchvision downloads its weights. None: random weights.
 
     Raises:
-        ValueError: `name` or `backbone_weights` is unknown.
+        ValueError: `name` or `backbone_weights` is unknown, or a size is given for an SSD.
         ImportError: "lite0" needs a package that is not installed.
-=======
-        name: "small", or the name of a RetinaNet, FCOS or SSD in `torchvision.models.detection`.
-        classes: Number of labels.
-        min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels. None: 96 for "small", 800 and 1333 for the others. An SSD has a fixed size.
-        backbone_weights: Name of torchvision's weights to download, for example "DEFAULT". None: random weights.
-
-    Raises:
-        ValueError: `name` is unknown, or a size is given for an SSD.
->>>>>>> ssd
     """
     shorter, longest = SIZES.get(name, (800, 1333))  # as is usual on COCO
     shorter = min_size or shorter
@@ -61,13 +46,8 @@ def build_model(
             raise ValueError(f"backbone_weights must be 'DEFAULT' or None for 'lite0', got {backbone_weights!r}")
         return lite0_retinanet(classes, min_size=shorter, max_size=longest, pretrained=backbone_weights is not None)
     detectors = models.list_models(models.detection)
-<<<<<<< HEAD
-    if name not in detectors or not name.startswith(("retinanet", "fcos")):
-        known = ["small", "lite0"] + [known for known in detectors if known.startswith(("retinanet", "fcos"))]
-=======
     if name not in detectors or not name.startswith(FAMILIES):
-        known = ["small"] + [known for known in detectors if known.startswith(FAMILIES)]
->>>>>>> ssd
+        known = ["small", "lite0"] + [known for known in detectors if known.startswith(FAMILIES)]
         raise ValueError(f"model must be one of {known}, got {name!r}")
     if name.startswith("ssd"):
         for size_name, size in (("min_size", min_size), ("max_size", max_size)):

@@ -2,7 +2,7 @@
 
 from torch import nn
 from torchvision import models
-from torchvision.models.detection import SSD
+from torchvision.models.detection.ssd import SSD
 
 
 def build_ssd(name: str, classes: int, backbone_weights: str | None) -> SSD:
