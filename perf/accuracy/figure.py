@@ -1,12 +1,13 @@
 """The figure of the comparison: the AP of the table, over the pairs, the steps and the exponent."""
 
+import functools
 import math
 from pathlib import Path
 
 import pandas as pd
 
 from ..legend import PAIR_COLORS
-from .plan import FULL, Plan
+from .plan import BATCH_PAIR, FULL, Plan
 from .tables import SETTING, batch_rows, describe, in_order
 
 OTHER_COLOR = "#000000"
@@ -17,8 +18,8 @@ SCORE = "COCO AP on held-out scenes"
 def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
     """Draw the rows that the tables show into `path`; nothing if there are none.
 
-    Panels per task: the AP at the end of each pair, and the AP over the steps. One more: the AP over the exponent, a
-    line per number of images per step.
+    Panels per task: the AP at the end of each pair, and the AP over the steps. Then the AP over the exponent: a line
+    per task, and a line per number of images per step.
     """
     rows = in_order(plan.reported(rows))
     main = rows[rows["stage"] == "main"]
@@ -28,9 +29,14 @@ def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
         curves = own[[_ends_in_its_score(row) for row in own.itertuples()]]
         if not curves.empty:
             panels.append((_draw_curves, f"{task}: AP over the steps", curves))
+    own = rows[(rows["stage"] == "ablation") & (rows["losses"] == BATCH_PAIR[0])]
+    if own["exponent"].nunique() > 1:
+        draw = functools.partial(_draw_exponents, by="task", name="{}")
+        panels.append((draw, f"{BATCH_PAIR[0]}: AP over the exponent, half the steps", own))
     if (rows["stage"] == "batch").any():
         own = batch_rows(rows)
-        panels.append((_draw_exponents, f"{own['task'].iloc[0]}: AP over the exponent", own))
+        draw = functools.partial(_draw_exponents, by="batch", name="{} images per step")
+        panels.append((draw, f"{own['task'].iloc[0]}: AP over the exponent", own))
     if not panels:
         return
     _draw(panels, path)
@@ -91,13 +97,13 @@ def _draw_curves(axes, rows: pd.DataFrame) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
 
-def _draw_exponents(axes, rows: pd.DataFrame) -> None:
-    """A line per number of images per step, darker for more images, with a star at the best exponent."""
-    batches, best = sorted(rows["batch"].unique()), 0.0
-    for index, batch in enumerate(batches):
-        means = rows[rows["batch"] == batch].groupby("exponent")["AP"].agg(lambda scores: scores.astype(float).mean())
-        shade = str(0.75 * (1 - index / max(1, len(batches) - 1)))
-        axes.plot(means.index, means, marker="o", color=shade, label=f"{batch} images per step")
+def _draw_exponents(axes, rows: pd.DataFrame, *, by: str, name: str) -> None:
+    """A line per value of the column `by`, darker for later values, with a star at the best exponent."""
+    values, best = sorted(rows[by].unique()), 0.0
+    for index, value in enumerate(values):
+        means = rows[rows[by] == value].groupby("exponent")["AP"].agg(lambda scores: scores.astype(float).mean())
+        shade = str(0.75 * (1 - index / max(1, len(values) - 1)))
+        axes.plot(means.index, means, marker="o", color=shade, label=name.format(value))
         axes.plot(means.idxmax(), means.max(), marker="*", markersize=14, color=shade)
         best = max(best, means.max())
     axes.set(xlabel="exponent (0: cross entropy and ASL1, 1: the paper; star: the best)", ylabel=SCORE)
