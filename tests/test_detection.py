@@ -174,7 +174,7 @@ def test_a_harmonized_model_detects_as_the_plain_one_and_copies():
 
 def test_bad_input_is_named(batch):
     targets, outputs, anchors, matches = batch
-    with pytest.raises(TypeError, match="model must be a torchvision RetinaNet or FCOS, got Linear"):
+    with pytest.raises(TypeError, match="model must be a torchvision RetinaNet, FCOS or SSD, got Linear"):
         harmonize(torch.nn.Linear(2, 2))
     model = small_retinanet(4)
     model.head = torch.nn.Identity()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..arguments import command_parser
 from .ahead_of_time import TARGETS, Launch, collect, compile_launch, configurations
 from .machine_code import CLASSES, read
-from .roofline import DEVICES, bounds, bytes_per_element, occupancy
+from .roofline import DEVICES, bounds, bytes_per_element, occupancy, tile_elements
 
 
 def describe(target_name: str, configuration: str, launched: Launch, launches: int) -> dict:
@@ -34,7 +34,7 @@ def describe(target_name: str, configuration: str, launched: Launch, launches: i
         kernel=launched.name,
         configuration=configuration,
         launches_of_the_call=launches,
-        block=launched.arguments.get("BLOCK"),
+        block=tile_elements(launched),
         warps=warps,
         registers=code.registers,
         spills=code.spills,
@@ -73,7 +73,7 @@ def print_bounds(table: pd.DataFrame) -> None:
     """One line per elementwise kernel."""
     for row in table[table["block"].notna()].to_dict("records"):
         print(
-            f"{row['device']:7}{row['kernel']:26}{row['configuration']:46}"
+            f"{row['device']:7}{row['kernel']:32}{row['configuration']:46}"
             f"easy {row['easy_over_memory']:5.2f} x floor ({row['easy_bound']})   "
             f"hard {row['hard_over_memory']:5.2f} x floor ({row['hard_bound']})"
         )

@@ -43,14 +43,25 @@ SIMDS, WAVES, LANE_REGISTERS = 4, 8, 512  # of a compute unit; waves and registe
 REGISTERS = 65536  # of a multiprocessor
 
 
+def tile_elements(launched: Launch) -> int | None:
+    """Elements that a program takes at once: BLOCK, or of a softmax the classes of BLOCK that exist, of ROWS rows."""
+    block, rows, columns = (launched.arguments.get(name) for name in ("BLOCK", "ROWS", "COLUMNS"))
+    return block if not block or rows is None else rows * min(block, columns)
+
+
 def bytes_per_element(launched: Launch) -> float:
     """Bytes that an elementwise kernel must move for each element of its input."""
     tensors = {name: value for name, value in launched.arguments.items() if isinstance(value, torch.Tensor)}
-    moved = [tensors[name] for name in ("input_ptr", "target_ptr", "weight_ptr", "output_ptr") if name in tensors]
+    names = ("input_ptr", "target_ptr", "weight_ptr", "output_ptr", "slot_ptr")
+    moved = [tensors[name] for name in names if name in tensors]
     grad = tensors.get("grad_ptr")
     if launched.arguments.get("ELEMENT_GRAD") and grad is not None:
         moved.append(grad)
-    return sum(tensor.numel() * tensor.element_size() for tensor in moved) / launched.arguments["input_ptr"].numel()
+    elements = tensors.get("input_ptr")
+    if elements is None:  # the losses of the rows, which are weighed in place
+        elements = tensors["loss_ptr"]
+        moved += [elements, elements]
+    return sum(tensor.numel() * tensor.element_size() for tensor in moved) / elements.numel()
 
 
 def occupancy(code: MachineCode, warps: int, device: Device, hip: bool) -> float:
