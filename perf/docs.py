@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ghm_triton.classification.report import table as classification_table
+
 from .accuracy.plan import FULL
 from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
@@ -126,7 +128,9 @@ def tables() -> dict[str, str]:
         "yolo-gradients": gradient_ratios(pd.read_csv(RESULTS / "yolo-gradients-cpu.csv")),
     }
     compared, *by_batch = accuracy_tables(accuracy)
-    texts = {name: as_markdown(table) for name, table in made.items()} | {"accuracy": compared}
+    classification = classification_table(pd.read_csv(RESULTS / "classification-cpu.csv")) + "\n"
+    texts = {name: as_markdown(table) for name, table in made.items()}
+    texts |= {"accuracy": compared, "classification": classification}
     return texts | ({"batch": by_batch[0]} if by_batch else {})
 
 

@@ -21,4 +21,4 @@ def test_tables_are_those_of_the_results():
 def test_every_result_has_its_command():
     told = (docs.RESULTS / "README.md").read_text(encoding="utf-8")
     files = [file.name for file in docs.RESULTS.glob("*.csv")]
-    assert files and all(f"| `{name}` | `python -m perf." in told for name in files)
+    assert files and all(f"| `{name}` | `python -m " in told for name in files)
