@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, nargs="?", help="of ghm_triton.detection.train with GHM-C")
-    parser.add_argument("--csv", type=Path, default=Path("perf/results/density.csv"), help="the counts")
+    parser.add_argument("--csv", type=Path, default=Path("perf/results/density-cpu.csv"), help="the counts")
     parser.add_argument("--image", type=Path, default=Path("docs/images/density.png"), help="the figure")
     options = parser.parse_args(arguments)
     if options.checkpoint is not None:
