@@ -1,5 +1,6 @@
 """What the wheel and the sdist hold, and that both work when installed beside the PyTorch of this environment."""
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -10,8 +11,9 @@ import zipfile
 
 import pytest
 
-pytest.importorskip("build")
-pytest.importorskip("pip")
+for needed in ("build", "pip"):  # not imported: after `import pip`, setuptools refuses to be imported in this process
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"could not find {needed!r}", allow_module_level=True)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 ROOT = pathlib.Path(__file__).parents[1]
 LEFT_BEHIND = (
