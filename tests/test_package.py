@@ -1,6 +1,6 @@
 """What the wheel and the sdist hold, and that both work when installed beside the PyTorch of this environment."""
 
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -11,8 +11,10 @@ import zipfile
 
 import pytest
 
-for needed in ("build", "pip"):  # not imported: after `import pip`, setuptools refuses to be imported in this process
-    if importlib.util.find_spec(needed) is None:
+for needed in ("build", "pip"):  # not imported, nor searched by importlib: setuptools then refuses to be imported
+    try:
+        importlib.metadata.version(needed)
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"could not find {needed!r}", allow_module_level=True)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 ROOT = pathlib.Path(__file__).parents[1]
