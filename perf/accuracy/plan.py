@@ -66,14 +66,18 @@ class Plan:
     """What there is to choose from.
 
     Attributes:
-        rates, tree_rates, box_weights: The grid. ImageNet weights, as on trees, need smaller rates.
+        rates, box_weights: The grid.
+        start_rates, start_tree_rates, start_box_weights: Where the search in it starts. ImageNet weights, as on trees,
+            need smaller rates.
         ablations: By (pair, exponent), the changes to its settings, one run each.
         batches: Images per step of the stage "batch", each with all of `exponents`.
     """
 
-    rates: tuple[float, ...] = (6e-4, 1.5e-3, 4e-3, 1e-2)
-    tree_rates: tuple[float, ...] = (1e-4, 2.4e-4, 6e-4, 1.5e-3, 4e-3)
-    box_weights: tuple[float, ...] = (0.8, 4.0, 20.0, 100.0)
+    rates: tuple[float, ...] = (1e-4, 2.4e-4, 6e-4, 1.5e-3, 4e-3, 1e-2, 2.4e-2)
+    start_rates: tuple[float, ...] = (1.5e-3, 4e-3)
+    start_tree_rates: tuple[float, ...] = (2.4e-4, 6e-4, 1.5e-3)
+    box_weights: tuple[float, ...] = (0.16, 0.8, 4.0, 20.0, 100.0, 500.0)
+    start_box_weights: tuple[float, ...] = (4.0, 20.0)
     ablations: dict = dataclasses.field(
         default_factory=lambda: {
             ("GHM-C + SL1", 1.0): [
@@ -90,24 +94,23 @@ class Plan:
     def grid(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> list[Run]:
         """The runs that the rate and the box weight for runs of `steps` are chosen from, as far as `rows` determine.
 
-        First the cells in the middle. When all of these are in `rows`, also the neighbors of the best cell, until the
-        best cell has all its neighbors.
+        First the cells that the search starts from. When all of these are in `rows`, also the neighbors of the best
+        cell, until the best cell has all its neighbors.
         """
         scores = _scores(rows)
         part = math.ceil(steps / PART)
-        rates = self.rates if task in DIGITS else self.tree_rates
+        start_rates = self.start_rates if task in DIGITS else self.start_tree_rates
         cells = {
             (row, column): Run("grid", task, losses, exponent, part, rate, weight, GRID_SEED)
-            for row, rate in enumerate(rates)
+            for row, rate in enumerate(self.rates)
             for column, weight in enumerate(self.box_weights)
         }
-        center = [(row, column) for row in _inside(rates) for column in _inside(self.box_weights)]
-        middle = [cells[cell] for cell in center]
-        if not scores.keys() >= set(middle):
-            return middle
+        start = [run for run in cells.values() if run.rate in start_rates and run.box_weight in self.start_box_weights]
+        if not scores.keys() >= set(start):
+            return start
         row, column = max((cell for cell, run in cells.items() if run in scores), key=lambda cell: scores[cells[cell]])
         beside = [(row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-        wanted = set(middle) | {cells[cell] for cell in beside if cell in cells}
+        wanted = set(start) | {cells[cell] for cell in beside if cell in cells}
         return [run for run in cells.values() if run in wanted]
 
     def chosen(
@@ -175,7 +178,6 @@ class Plan:
 FULL = Plan()
 SMOKE = Plan(  # a few runs that use all of the code
     rates=(1.5e-3, 4e-3),
-    tree_rates=(1.5e-3,),
     box_weights=(4.0,),
     ablations={BATCH_PAIR: [{"exponent": 1.0}]},
     batches=(4,),
@@ -185,8 +187,3 @@ SMOKE = Plan(  # a few runs that use all of the code
 
 def _scores(rows: pd.DataFrame) -> dict[Run, float]:
     return dict(zip(runs_of(rows), rows["AP"].astype(float)))
-
-
-def _inside(values: Sequence[float]) -> range:
-    """The indices that are not at an end, or all if there are only ends."""
-    return range(1, len(values) - 1) if len(values) > 2 else range(len(values))
