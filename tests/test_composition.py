@@ -140,14 +140,18 @@ def test_weights_and_soft_targets_have_no_gradient(case, call, device):
     if not case.softmax:
         weight = torch.ones_like(case.input).requires_grad_()
         other = torch.zeros((), device=device, requires_grad=True)
-        (call(case.input, weight=weight) + other).backward()
+        loss = call(case.input, weight=weight)
+        assert not loss.requires_grad  # so that loss.backward() alone is an error
+        (loss + other).backward()
         assert weight.grad is None
         assert other.grad == 1
 
     if case.loss is not ghmr_loss and case.target.is_floating_point():
         target = case.target.clone().requires_grad_()
         other = torch.zeros((), device=device, requires_grad=True)
-        (call(case.input, target) + other).backward()
+        loss = call(case.input, target)
+        assert not loss.requires_grad
+        (loss + other).backward()
         assert target.grad is None
         assert other.grad == 1
         leaf = case.leaf()
