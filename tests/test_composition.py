@@ -111,6 +111,36 @@ def test_checkpointing_updates_the_state_once(case, call, variant, reentrant, de
     assert torch.equal(again[1], grad)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["class index"], indirect=True)
+@pytest.mark.parametrize("compiled", ["loss", "checkpoint"])
+def test_checkpointing_of_compiled_code_updates_the_state_once(case, call, compiled, device):
+    """A compiled loss in a checkpoint, and a compiled function with a checkpoint in it."""
+
+    def train(wrap):
+        state = torch.zeros(case.bins + 1, device=device)
+
+        def loss(x):
+            return call(x, momentum=0.75, running_counts=state)
+
+        loss(case.input * 0.5)
+        leaf = case.leaf()
+        wrap(loss)(leaf).backward()
+        return state, leaf.grad
+
+    def compile(function):
+        torch._dynamo.reset()
+        return torch.compile(function, backend="aot_eager")
+
+    def repeat(function):
+        return lambda x: checkpoint(function, x, use_reentrant=False)
+
+    state, grad = train(lambda loss: loss)
+    again = train(lambda loss: repeat(compile(loss)) if compiled == "loss" else compile(repeat(loss)))
+    assert torch.equal(again[0], state)
+    assert torch.equal(again[1], grad)
+
+
 def test_traced_without_gradient_trains(case, call, expected):
     """Whether a gradient is wanted is no property of the graph: example inputs seldom require one."""
     leaf = case.leaf()
