@@ -45,12 +45,12 @@ def _rows_of(tile, n, space, COLUMNS: tl.constexpr, CONSECUTIVE: tl.constexpr, R
 
 @triton.jit
 def _block_at(offset, inside, first, space, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """(offsets, mask) of the classes first .. first + BLOCK - 1 of the rows, [ROWS, BLOCK]. space: 1 or a number."""
+    """(offsets, mask) of the classes first .. first + BLOCK - 1 of the rows, [ROWS, BLOCK]. space: between classes."""
     column = first + tl.arange(0, BLOCK)
     mask = inside[:, None]
     if COLUMNS % BLOCK != 0:
         mask = mask & (column < COLUMNS)[None, :]
-    return offset[:, None] + (column * space)[None, :], mask
+    return offset[:, None] + (column.to(tl.int64) * space)[None, :], mask
 
 
 @triton.jit
