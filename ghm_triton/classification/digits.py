@@ -12,7 +12,7 @@ TEST_PER_CLASS = 50
 class Split(NamedTuple):
     """Images [N, 64] in [0, 1] and class indices [N], for training and for testing.
 
-    Class 0 has the most training images and class 9 the fewest. The test images are balanced and their labels right.
+    Class 0 has the most training images and class 9 the fewest. The test images are balanced. Their labels are right.
     """
 
     train_images: Tensor
@@ -26,8 +26,8 @@ def load_split(*, imbalance: float, wrong_labels: float, seed: int) -> Split:
 
     Args:
         imbalance: Ratio of the numbers of training images of the first and the last class. The numbers between them
-            fall geometrically.
-        wrong_labels: Share of the training labels that are replaced by another class, drawn uniformly.
+            fall geometrically, from 129. A digit with fewer images has them all.
+        wrong_labels: Probability that a training label is replaced by another class, drawn uniformly.
         seed: Of the split, of the digit that each class is, and of the wrong labels.
     """
     from sklearn.datasets import load_digits

@@ -2,9 +2,9 @@
 
     python -m ghm_triton.classification.train --out classification.csv
 
-A row is appended after each run. Started again, the command continues where it stopped. It ends with a table and a
-figure beside the CSV. All losses share one small network, its start weights, the order of the batches and the
-optimizer's settings; none of these was tuned for a loss.
+The command appends a row after each run. Started again, it continues where it stopped. It ends with a table and a
+figure beside the CSV. All losses share one small network, its initial weights, the order of the batches, and the
+settings of the optimizer. None of these was tuned for a loss.
 """
 
 import argparse
@@ -29,6 +29,7 @@ RATE = 3e-3
 WEIGHT_DECAY = 1e-2
 KEY = ["imbalance", "wrong_labels", "seed", "loss"]
 RECALLS = [f"recall_{rank}" for rank in range(CLASSES)]
+COLUMNS = [*KEY, "steps", "accuracy", *RECALLS, "seconds", "torch"]
 
 
 def train(split: Split, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, seed: int) -> nn.Module:
@@ -57,10 +58,8 @@ def scores(model: nn.Module, split: Split) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does the runs that have no row yet, and prints the table. Returns the exit code."""
-    options = _parse(arguments)
+    options, rows = _parse(arguments)
     torch.set_num_threads(options.threads)
-    columns = [*KEY, "steps", "accuracy", *RECALLS, "seconds", "torch"]
-    rows = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=columns)
     done = set(rows[KEY].itertuples(index=False, name=None))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     settings = itertools.product(range(options.seeds), options.imbalance, options.wrong_labels)
@@ -75,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row = dict(zip(KEY, key)) | {"steps": options.steps} | scores(model, split)
             row |= {"seconds": time.perf_counter() - start, "torch": torch.__version__}
             header = not options.out.exists()
-            pd.DataFrame([row], columns=columns).to_csv(
+            pd.DataFrame([row], columns=COLUMNS).to_csv(
                 options.out, mode="a", header=header, index=False, float_format="%.6g"
             )
     rows = pd.read_csv(options.out)
@@ -86,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, pd.DataFrame]:
+    """(options, the rows that are there already)"""
+
     class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
@@ -101,7 +102,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=whole(1), default=10, help="runs per setting and loss")
     add("--steps", type=whole(1), default=300, help=f"of {BATCH} images")
     add("--threads", type=whole(1), default=1, help="of PyTorch")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    rows = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=COLUMNS)
+    if list(rows.columns) != COLUMNS:
+        parser.error(f"argument --out: must be a file that this command wrote, got {options.out} with other columns")
+    if set(rows["steps"]) - {options.steps}:
+        parser.error(
+            f"argument --steps: must be {rows['steps'].iloc[0]}, as in the rows of {options.out}, got {options.steps}"
+        )
+    return options, rows
 
 
 if __name__ == "__main__":
