@@ -36,6 +36,12 @@ CONFIGURATIONS |= {
     "float32 deltas, element weight, mmdet": "GHM-R fp32",
     "bfloat16 deltas, element weight, mmdet": "GHM-R bf16",
 }
+SOFTMAX = {"10 classes": "10", "1,000 classes": "1,000", "19 classes, channels second": "19, channels second"}
+CONFIGURATIONS |= {
+    f"{dtype} softmax of {shape}": f"GHM cross entropy ({classes}) {short}"
+    for dtype, short in (("float32", "fp32"), ("bfloat16", "bf16"))
+    for shape, classes in SOFTMAX.items()
+}
 
 
 def _base(rows: pd.DataFrame) -> pd.DataFrame:
