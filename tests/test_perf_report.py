@@ -134,8 +134,10 @@ def test_different_threads_are_warned_of(path, tmp_path, capsys, monkeypatch):
 
 def test_every_implementation_has_a_name_and_a_color_of_its_own():
     names = {one.name for one in find_implementations(torch.device("cpu"))}
-    assert names | {"triton", "mmdet", "eager_compiled", "bce_compiled"} == set(legend.LABELS) == set(legend.COLORS)
-    assert len(set(legend.COLORS.values())) == len(legend.COLORS)
+    others = {"triton", "mmdet", "liger", "eager_compiled", "bce_compiled", "cross_entropy_compiled"}
+    assert names | others == set(legend.LABELS) == set(legend.COLORS)
+    pairs = {(legend.LABELS[name], color) for name, color in legend.COLORS.items()}
+    assert len(pairs) == len(set(legend.LABELS.values())) == len(set(legend.COLORS.values()))
     assert len(set(legend.PAIR_COLORS.values())) == len(legend.PAIR_COLORS)
 
 
