@@ -58,7 +58,8 @@ def _base_bins(rows: pd.DataFrame) -> pd.Series:
 def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds, the ratio to cross entropy in parentheses, and nanoseconds per element of this package."""
     rows = _base(rows)
-    rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST)].sort_values("elements", kind="stable")
+    rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST) & (rows["loss"] != "cross_entropy")]
+    rows = rows.sort_values("elements", kind="stable")
     names = [name for name in LABELS if name in set(rows["implementation"])]
     lines = []
     for (loss, elements, size), own in rows.groupby(["loss", "elements", "size"], sort=False):
@@ -72,6 +73,17 @@ def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
             )
         lines.append(line)
     return pd.DataFrame(lines).sort_values("loss", kind="stable")
+
+
+def over_logits(rows: pd.DataFrame) -> pd.DataFrame:
+    """GHM cross entropy: milliseconds, the ratio to cross entropy in parentheses."""
+    rows = _base(rows)
+    rows = rows[rows["loss"] == "cross_entropy"]
+    cells = [f"{three_digits(row.p50_ms)} ms ({row.ratio_to_bce:.2f})" for row in rows.itertuples()]
+    rows = rows.assign(cell=cells, logits=rows["size"], name=rows["implementation"].map(LABELS))
+    table = rows.pivot(index="logits", columns="name", values="cell")
+    order = [label for label in dict.fromkeys(LABELS.values()) if label in table]
+    return table.loc[rows["logits"].unique(), order].rename_axis(columns=None).reset_index()
 
 
 def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
@@ -130,6 +142,7 @@ def tables() -> dict[str, str]:
         "front-times": front_times(rows),
         "front-accuracy": front_accuracy(accuracy),
         "elements": over_elements(rows),
+        "softmax": over_logits(rows),
         "bins": over_bins(rows),
         "bounds": over_memory(compiled),
         "yolo": comparison(pd.read_csv(RESULTS / "yolo-cpu.csv")),

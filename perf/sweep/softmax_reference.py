@@ -3,25 +3,26 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .reference import CHUNK, NEAR, Reference
 
 
 class SoftmaxReference(Reference):
-    """Regions and weights are those of rows. Each chunk is computed anew: its gradient has all classes."""
+    """Regions and weights are those of rows. Gradients, which have all classes, are computed anew for each check."""
 
     def __init__(self, case, data):
         self.case, self.data = case, data
+        self._of_rows = []  # (region, whether close to an edge, cross entropy) of each chunk
         self.counts = torch.zeros(case.bins, dtype=torch.float64, device=data.input.device)
         at_edges = torch.zeros_like(self.counts)
         for _, logits, label in self._chunks():
-            region, near = self._regions(logits, label)
+            log_p = logits.log_softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
+            region, near = self._regions(-log_p.expm1())
+            self._of_rows.append((region, near, -log_p))
             self.counts += region.bincount(minlength=case.bins)
-            for shift in (-1, 1):  # the regions on both sides of the edge
-                beside = ((1 - _probability(logits, label) + shift * NEAR) * case.bins).long().clamp_(0, case.bins - 1)
-                at_edges += beside[near].bincount(minlength=case.bins)
+            for shift in (-NEAR, NEAR):  # the regions on both sides of the edge
+                at_edges += self._regions(-log_p.expm1() + shift)[0][near].bincount(minlength=case.bins)
         self.slack = (at_edges / self.counts.clamp(min=1)).max().item()
 
     def _chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -32,9 +33,9 @@ class SoftmaxReference(Reference):
             logits = input[at].double().movedim(1, -1).reshape(-1, self.case.columns)
             yield at, logits, self.data.target[at].reshape(-1)
 
-    def _regions(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def _regions(self, norm: Tensor) -> tuple[Tensor, Tensor]:
         """(region, whether close to an edge inside [0, 1]) of each row."""
-        scaled = (1 - _probability(logits, label)) * self.case.bins
+        scaled = norm * self.case.bins
         edge = scaled.round()
         near = ((scaled - edge).abs() < NEAR * self.case.bins) & (edge > 0) & (edge < self.case.bins)
         return scaled.long().clamp_(max=self.case.bins - 1), near
@@ -46,17 +47,13 @@ class SoftmaxReference(Reference):
         return (1 / (self.counts * regions))[region]
 
     def loss_error(self, formula: str, loss: Tensor) -> float:
-        expected = 0.0
-        for _, logits, label in self._chunks():
-            weight = self._weights(formula, self._regions(logits, label)[0])
-            expected += (F.cross_entropy(logits, label, reduction="none") * weight).sum()
+        expected = sum((self._weights(formula, region) * losses).sum() for region, _, losses in self._of_rows)
         return ((loss.double() - expected).abs() / expected.abs()).item()
 
     def gradient_error(self, formula: str, gradient: Tensor) -> float:
         info = torch.finfo(gradient.dtype)
         worst, largest = torch.zeros(2, self.case.bins, dtype=torch.float64, device=gradient.device)
-        for at, logits, label in self._chunks():
-            region, near = self._regions(logits, label)
+        for (at, logits, label), (region, near, _) in zip(self._chunks(), self._of_rows):
             expected = logits.softmax(1)
             expected[torch.arange(len(label), device=label.device), label] -= 1
             expected *= (self._weights(formula, region) * self.data.scale).unsqueeze(1)
@@ -65,7 +62,3 @@ class SoftmaxReference(Reference):
             worst.scatter_reduce_(0, region, error, "amax")
             largest.scatter_reduce_(0, region, expected.abs().amax(1), "amax")
         return torch.where(worst > 0, worst / largest, 0.0).max().item()
-
-
-def _probability(logits: Tensor, label: Tensor) -> Tensor:
-    return logits.softmax(1).gather(1, label.unsqueeze(1)).squeeze(1)
