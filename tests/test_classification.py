@@ -102,6 +102,7 @@ def test_table():
     ]
 
 
+@pytest.mark.slow
 def test_figure(tmp_path):
     rows = pd.DataFrame(rows_of("GHM 0.5", [0.8, 0.9]) + rows_of("cross entropy", [0.7, 0.6]))
     plot(rows, tmp_path / "figure.png")
@@ -113,6 +114,7 @@ def run(out, *arguments):
     return train.main([*common, "--out", str(out), *arguments])
 
 
+@pytest.mark.slow
 def test_command_continues(tmp_path, capsys, monkeypatch):
     """Only the runs without a row are done, and give what they gave before."""
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
