@@ -156,8 +156,12 @@ def figures(monkeypatch):
 
 @pytest.mark.slow
 def test_plots(path, tmp_path, figures):
-    """One color per implementation and one line style per file in all; titles differ; no legend over the data."""
-    later = write(tmp_path / "later.csv", [one | {"p50_ms": one["p50_ms"] * 2} for one in ROWS])
+    """One color per implementation and one line style per file in all; titles differ; no legend over the data.
+
+    Sizes of a softmax differ in their number of classes: no line joins them.
+    """
+    softmax = [row("cross_entropy", "eager", n, 1.0, bins=30, target="index", size=str(n)) for n in (1000, 2000)]
+    later = write(tmp_path / "later.csv", [one | {"p50_ms": one["p50_ms"] * 2} for one in ROWS] + softmax)
     drawn = plots.plot(load([path, later]), tmp_path)
     assert len(drawn) == 6 and all(plot.path.read_bytes().startswith(b"\x89PNG") for plot in drawn)
     assert len({plot.title for plot in drawn}) == len({figure.axes[0].get_title() for figure in figures}) == 6
