@@ -13,12 +13,17 @@ from sklearn.datasets import load_digits
 
 from ghm_triton import ghm_cross_entropy
 from ghm_triton.classification import train
-from ghm_triton.classification.digits import load_split
+from ghm_triton.classification.images import load_images
 from ghm_triton.classification.losses import LOSSES, focal_loss
 from ghm_triton.classification.report import plot, table
+from ghm_triton.classification.split import split as split_images
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [1.0, 1.0, 1.0]])
 LABELS = torch.tensor([0, 2, 1])
+
+
+def split_digits(**options):
+    return split_images(load_images("digits"), **options)
 
 
 def pixels(images):
@@ -28,7 +33,7 @@ def pixels(images):
 @pytest.mark.parametrize("imbalance", [1, 10, 100])
 def test_split(imbalance):
     """The class sizes fall geometrically; no image is in both parts; the test part is balanced."""
-    split = load_split(imbalance=imbalance, wrong_labels=0.0, seed=3)
+    split = split_digits(imbalance=imbalance, wrong_labels=0.0, seed=3)
     sizes = split.train_labels.bincount(minlength=10).tolist()
     expected = [129, 129 / imbalance ** (1 / 9), 129 / imbalance ** (5 / 9), 129 / imbalance]
     for size, wanted in zip([sizes[rank] for rank in (0, 1, 5, 9)], expected):
@@ -44,7 +49,7 @@ def test_labels_of_a_class_are_one_digit():
     found = {
         tuple(image.tolist()): digit for image, digit in zip(torch.from_numpy(digits.data).float() / 16, digits.target)
     }
-    split = load_split(imbalance=10, wrong_labels=0.0, seed=1)
+    split = split_digits(imbalance=10, wrong_labels=0.0, seed=1)
     kinds = {}
     for images, labels in ((split.train_images, split.train_labels), (split.test_images, split.test_labels)):
         for image, label in zip(images, labels.tolist()):
@@ -54,13 +59,13 @@ def test_labels_of_a_class_are_one_digit():
 
 def test_wrong_labels():
     """A label is replaced by another class, each of which comes up, and the images stay."""
-    clean, noisy, hopeless = (load_split(imbalance=1, wrong_labels=share, seed=0) for share in (0.0, 0.4, 1.0))
+    clean, noisy, hopeless = (split_digits(imbalance=1, wrong_labels=share, seed=0) for share in (0.0, 0.4, 1.0))
     assert torch.equal(clean.train_images, noisy.train_images) and torch.equal(clean.test_labels, noisy.test_labels)
     changed = clean.train_labels != noisy.train_labels
     assert 0.35 < changed.float().mean() < 0.45  # 1,286 draws: 0.4 and 3.6 standard deviations
     assert (clean.train_labels != hopeless.train_labels).all()
     assert ((hopeless.train_labels - clean.train_labels) % 10).unique().tolist() == list(range(1, 10))
-    other = load_split(imbalance=1, wrong_labels=0.0, seed=1)
+    other = split_digits(imbalance=1, wrong_labels=0.0, seed=1)
     assert pixels(other.test_images) != pixels(clean.test_images)
 
 
@@ -79,7 +84,7 @@ def test_losses():
 
 def test_training_learns_and_repeats():
     """Far above the 10% of guessing after 150 steps; the same seed gives the same scores."""
-    split = load_split(imbalance=1, wrong_labels=0.0, seed=0)
+    split = split_digits(imbalance=1, wrong_labels=0.0, seed=0)
     first, again = (train.scores(train.train(split, LOSSES["GHM 0.5"](), steps=150, seed=0), split) for _ in range(2))
     assert first == again and first["accuracy"] > 0.8
     assert sum(first[name] for name in train.RECALLS) / 10 == pytest.approx(first["accuracy"])  # balanced
@@ -124,7 +129,7 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
     assert "| 10 | 20% |" in shown and f"4 rows in {out}" in shown and out.with_suffix(".png").exists()
     whole = pd.read_csv(out)
     assert whole[train.KEY].values.tolist() == [
-        [10, 0.2, seed, loss] for seed in (0, 1) for loss in ("cross entropy", "GHM 0.5")
+        ["digits", 10, 0.2, seed, loss] for seed in (0, 1) for loss in ("cross entropy", "GHM 0.5")
     ]
     whole.drop(index=2).to_csv(out, index=False)
     trained, original = [], train.train
@@ -140,6 +145,12 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
     [
         ("a,b\n1,2\n", (), "argument --out: must be a file that this command wrote, got "),
         (None, ("--steps", "4"), "argument --steps: must be 3, as in the rows of .*, got 4"),
+        (None, ("--data", "fashion-mnist"), "argument --data: must be digits, as in the rows of .*, got fashion-mnist"),
+        (
+            ",".join(train.COLUMNS),
+            ("--data", "fashion-mnist", "--root", "none"),
+            "argument --data: no FashionMNIST/raw",
+        ),
         (None, ("--imbalance", "0.5"), "argument --imbalance: must be a finite number from 1, got '0.5'"),
         (None, ("--losses", "hinge"), "argument --losses: invalid choice: 'hinge'"),
     ],
@@ -147,7 +158,7 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
 def test_bad_arguments(written, arguments, message, tmp_path, capsys):
     """Exit code 2 with a message; the file stays as it was."""
     out = tmp_path / "rows.csv"
-    text = written or ",".join(train.COLUMNS) + "\n10,0.2,0,focal,3" + ",0" * 13 + "\n"
+    text = written or ",".join(train.COLUMNS) + "\ndigits,10,0.2,0,focal,3" + ",0" * 13 + "\n"
     out.write_text(text)
     with pytest.raises(SystemExit) as stop:
         run(out, *arguments)

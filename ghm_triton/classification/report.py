@@ -63,6 +63,6 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.suptitle("Accuracy on balanced test digits after training on a long tail and wrong labels")
+    figure.suptitle("Accuracy on balanced test images after training on a long tail and wrong labels")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -1,16 +1,17 @@
-"""scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels) with a long tail and with wrong labels."""
+"""Images with a long tail of classes and with wrong labels."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-CLASSES = 10
-TEST_PER_CLASS = 50
+from .images import CLASSES, Images
+
+TEST_PER_CLASS = 50  # where there are no test images
 
 
 class Split(NamedTuple):
-    """Images [N, 64] in [0, 1] and class indices [N], for training and for testing.
+    """Images [N, pixels] in [0, 1] and class indices [N], for training and for testing.
 
     Class 0 has the most training images and class 9 the fewest. The test images are balanced. Their labels are right.
     """
@@ -21,29 +22,29 @@ class Split(NamedTuple):
     test_labels: Tensor
 
 
-def load_split(*, imbalance: float, wrong_labels: float, seed: int) -> Split:
-    """The digits with the given defects.
+def split(images: Images, *, imbalance: float, wrong_labels: float, seed: int) -> Split:
+    """The images with the given defects.
 
     Args:
+        images: Without test images, 50 of each class are held out.
         imbalance: Ratio of the numbers of training images of the first and the last class. The numbers between them
-            fall geometrically, from 129. A digit with fewer images has them all.
+            fall geometrically, from the mean number per class. A class with fewer images has them all.
         wrong_labels: Probability that a training label is replaced by another class, drawn uniformly.
-        seed: Of the split, of the digit that each class is, and of the wrong labels.
+        seed: Of the held-out images, of the order of the classes, and of the wrong labels.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.data).float() / 16
-    labels = torch.from_numpy(digits.target)
     generator = torch.Generator().manual_seed(seed)
+    held_out = TEST_PER_CLASS if images.test_images is None else 0
+    most = len(images.labels) // CLASSES - held_out
     train, test = [], []
-    for rank, digit in enumerate(torch.randperm(CLASSES, generator=generator)):
-        found = (labels == digit).nonzero().view(-1)
+    for rank, kind in enumerate(torch.randperm(CLASSES, generator=generator)):
+        found = (images.labels == kind).nonzero().view(-1)
         found = found[torch.randperm(len(found), generator=generator)]
-        most = len(labels) // CLASSES - TEST_PER_CLASS
         count = max(1, round(most * imbalance ** (-rank / (CLASSES - 1))))
-        test.append(images[found[:TEST_PER_CLASS]])
-        train.append(images[found[TEST_PER_CLASS:][:count]])
+        train.append(images.images[found[held_out:][:count]])
+        if held_out:
+            test.append(images.images[found[:held_out]])
+        else:
+            test.append(images.test_images[images.test_labels == kind])
     train_labels = _ranks(train)
     wrong = torch.rand(len(train_labels), generator=generator) < wrong_labels
     shift = torch.randint(1, CLASSES, (len(train_labels),), generator=generator)
