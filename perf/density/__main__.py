@@ -7,7 +7,6 @@ draws the counts, the share of each region in the total weight, and the weight o
 Without a checkpoint, only draws the CSV.
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,8 @@ import torch
 
 from ghm_triton import GHMCLoss
 from ghm_triton.conventions import state_size
+
+from ..arguments import command_parser
 
 EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
 COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}
@@ -67,14 +68,12 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.density",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser("perf.density", __doc__.splitlines()[0])
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", help="checkpoint.pt of a training with GHM-C; without it, --csv is read"
     )
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="of ghm_triton.detection.train with GHM-C")
-    parser.add_argument("--csv", type=Path, default=Path("perf/results/density-cpu.csv"), help="the counts")
-    parser.add_argument("--image", type=Path, default=Path("docs/images/density.png"), help="the figure")
+    parser.add_argument("--csv", type=Path, default=Path("perf/results/density-cpu.csv"), help="CSV of the counts")
+    parser.add_argument("--image", type=Path, default=Path("docs/images/density.png"), help="figure to write")
     options = parser.parse_args(arguments)
     if options.checkpoint is not None:
         options.csv.parent.mkdir(parents=True, exist_ok=True)

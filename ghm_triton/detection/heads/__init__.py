@@ -52,7 +52,8 @@ def harmonize(
             scalar.
 
     Raises:
-        TypeError: `model` is not a RetinaNet, FCOS or SSD, its head is not torchvision's, or a loss is not a module.
+        TypeError: `model` is not a RetinaNet, FCOS or SSD, its head is not torchvision's, a loss is not a module, or it
+            is a GHM loss of another kind: GHM-C for boxes or for the softmax of an SSD, for example.
         ValueError: `regression_loss` is given for an FCOS.
 
     Example:
@@ -60,10 +61,8 @@ def harmonize(
         >>> model = harmonize(model, GHMCLoss(exponent=0.5), GHMRLoss(exponent=0.5))
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
-    for name, loss in (("classification_loss", classification_loss), ("regression_loss", regression_loss)):
-        if not isinstance(loss, nn.Module | None):
-            raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
     losses = classification_loss, regression_loss
+    _check_losses(model, *losses)
     if losses == (None, None):
         losses = _paper_losses(model)
     if isinstance(model, SSD):
@@ -75,6 +74,30 @@ def harmonize(
         if loss is not None:
             loss.to(device).train(model.training)
     return model
+
+
+def _check_losses(model, classification_loss: nn.Module | None, regression_loss: nn.Module | None) -> None:
+    softmax = isinstance(model, SSD)
+    classifier = "softmax" if softmax else "sigmoid"
+    wanted, other = (GHMCrossEntropyLoss, GHMCLoss) if softmax else (GHMCLoss, GHMCrossEntropyLoss)
+    for name, loss, expected, wrong in (
+        (
+            "classification_loss",
+            classification_loss,
+            f"a loss for a {classifier}, such as {wanted.__name__}",
+            (GHMRLoss, other),
+        ),
+        (
+            "regression_loss",
+            regression_loss,
+            "a loss for box deltas, such as GHMRLoss",
+            (GHMCLoss, GHMCrossEntropyLoss),
+        ),
+    ):
+        if not isinstance(loss, nn.Module | None):
+            raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
+        if isinstance(loss, wrong):
+            raise TypeError(f"{name} must be {expected}, got {type(loss).__name__}")
 
 
 def _paper_losses(model) -> tuple[nn.Module, nn.Module | None]:
