@@ -90,6 +90,7 @@ def test_positional_and_keyword_calls():
     assert torch.equal(loss(scores, labels, weights, None, avg_factor=3, epoch=7), expected)
     assert torch.equal(loss(pred=scores, target=labels, label_weight=weights), expected)
     assert_close(loss(scores, one_hot(labels, 80).float(), weights[:, None].expand(-1, 80)), expected, LOSS)
+    assert torch.equal(loss(scores, labels, weights[:, None]), expected)  # [N, 1], as mmdetection takes it
     assert loss(scores, labels, weights, "none").shape == scores.shape
     box = ghm_triton.GHMR(mu=0.02, bins=10, momentum=0, loss_weight=1.0, reduction="mean")
     boxes = torch.ones(4, 4)
