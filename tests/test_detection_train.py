@@ -206,7 +206,7 @@ def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch, ca
     finally:
         signal.signal(number, inherited)
     assert weights(tmp_path / "run")["step"] == 1
-    assert "stopped; repeat the command with --resume to go on from" in capsys.readouterr().out
+    assert "stopped; repeat the command with --resume to continue from" in capsys.readouterr().out
 
 
 def test_under_nohup_a_closed_terminal_does_not_stop():

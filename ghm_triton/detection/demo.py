@@ -127,11 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_parser("demo", __doc__)
     parser.add_argument("--compare", action="store_true", help="train with focal loss as well, and print both results")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
-    parser.add_argument("--steps", type=whole(1), default=500, help="of 8 images each")
-    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of weights and training scenes")
-    parser.add_argument("--threads", type=whole(1), help="of the processor, as PyTorch chooses")
-    parser.add_argument("--output", metavar="FILE", default="demo.png", help="the picture")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
+    parser.add_argument("--steps", type=whole(1), default=500, help="training steps of 8 images each")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="random seed of the weights and the training scenes"
+    )
+    parser.add_argument("--threads", type=whole(1), help="CPU threads; without it, PyTorch chooses")
+    parser.add_argument("--output", metavar="FILE", default="demo.png", help="image to write")
+    parser.add_argument("--smoke", action="store_true", help="run only a few steps, to check that everything works")
     options = parser.parse_args(arguments)
     path = pathlib.Path(options.output)
     if options.threads:

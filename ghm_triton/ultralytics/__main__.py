@@ -31,14 +31,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         type=_setting,
         metavar="NAME=VALUE",
-        help="a train setting of Ultralytics; model is required",
+        help="training settings of Ultralytics; model is required",
     )
     parser.add_argument("--bins", type=int, default=GHMDetectionTrainer.bins, help="number of unit regions")
     parser.add_argument(
-        "--momentum", type=float, default=GHMDetectionTrainer.momentum, help="of the moving average of the density"
+        "--momentum",
+        type=float,
+        default=GHMDetectionTrainer.momentum,
+        help="momentum of the moving average of the density",
     )
     parser.add_argument(
-        "--exponent", type=float, default=GHMDetectionTrainer.exponent, help="of the density: 1 is the paper, 0 is BCE"
+        "--exponent",
+        type=float,
+        default=GHMDetectionTrainer.exponent,
+        help="exponent of the density: 1 is the paper, 0 is BCE",
     )
     options = parser.parse_intermixed_args(arguments)
     if "model" not in dict(options.settings):
