@@ -25,22 +25,21 @@ def harmonize(
     classification_loss: nn.Module | None = None,
     regression_loss: nn.Module | None = None,
 ) -> RetinaNet | FCOS | SSD:
-    """Make `model` train with these losses, each of which takes one density over the batch and all levels.
+    """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
-    Without losses, both are the paper's: `GHMCLoss()` and `GHMRLoss()`. With one loss, the model keeps its own in place
-    of the other. For anything but the paper's setting with large batches, `exponent=0.5` is recommended for both.
+    Without losses, the paper's are used: `GHMCLoss()` and `GHMRLoss()`. With only one loss, torchvision's loss is used for
+    the other part. `exponent=0.5` is recommended for both, except for the paper's setting with large batches.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
-    `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss`. The
-    losses move to the device of the model and take its mode. For several processes, call this before the model is
+    `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for an
+    SSD, without `head.`). The losses move to the device of the model and take its mode. For several processes, call this before the model is
     wrapped in DistributedDataParallel.
 
-    An FCOS regresses boxes by their generalized IoU, and a centerness by cross entropy. GHM-R is defined for
-    differences of box deltas and applies to neither: `regression_loss` must be left out, and `harmonize(fcos)` sets
-    GHM-C alone.
+    FCOS regresses boxes with the generalized IoU and centerness with cross entropy. GHM-R is defined for differences of
+    box deltas and applies to neither: `regression_loss` must be left out, and `harmonize(fcos)` sets only GHM-C.
 
-    An SSD classifies by a softmax over the background (label 0) and the classes, with hard negative mining. It gets
-    `GHMCrossEntropyLoss` over all anchors instead, without mining. Its encoded box deltas are 5 to 10 times those of a
+    SSD classifies with a softmax over the background (label 0) and the classes, and mines hard negatives. Here it gets
+    `GHMCrossEntropyLoss` over all anchors, without mining. Its encoded box deltas are 5 to 10 times those of a
     RetinaNet: the paper's mu corresponds to ``GHMRLoss(mu=0.2)``, which is what `harmonize(ssd)` sets.
 
     Args:
