@@ -27,13 +27,13 @@ def harmonize(
 ) -> RetinaNet | FCOS | SSD:
     """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
-    Without losses, the paper's are used: `GHMCLoss()` and `GHMRLoss()`. With only one loss, torchvision's loss is used for
-    the other part. `exponent=0.5` is recommended for both, except for the paper's setting with large batches.
+    Without losses, the paper's are used: `GHMCLoss()` and `GHMRLoss()`. With only one loss, torchvision's loss is used
+    for the other part. `exponent=0.5` is recommended for both, except for the paper's setting with large batches.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
-    `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for an
-    SSD, without `head.`). The losses move to the device of the model and take its mode. For several processes, call this before the model is
-    wrapped in DistributedDataParallel.
+    `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for
+    an SSD, without `head.`). The losses move to the device of the model and take its mode. For several processes, call
+    this before the model is wrapped in DistributedDataParallel.
 
     FCOS regresses boxes with the generalized IoU and centerness with cross entropy. GHM-R is defined for differences of
     box deltas and applies to neither: `regression_loss` must be left out, and `harmonize(fcos)` sets only GHM-C.
