@@ -57,7 +57,7 @@ def check_momentum(momentum) -> None:
 
 def check_mu(mu) -> None:
     check_number("mu", mu, 0, "positive and finite")
-    if not 1e-15 <= mu <= 1e12:  # its square has to be a float32, and nothing beside the d^2 that float32 cannot hold
+    if not 1e-15 <= mu <= 1e12:  # mu^2 must fit float32, and vanish beside a d^2 that does not
         raise ValueError(f"mu must be from 1e-15 to 1e12, got {mu}")
 
 

@@ -142,7 +142,7 @@ def pages() -> list[Path]:
 
 
 def updated(text: str, made: dict[str, str]) -> str:
-    """The page with its tables made anew.
+    """The page with its tables replaced.
 
     Raises:
         KeyError: The page has a table of a name that is not made.

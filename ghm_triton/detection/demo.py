@@ -2,7 +2,7 @@
 
     python -m ghm_triton.detection.demo [--compare]
 
-It draws what it finds in a held-out scene beside the truth, AP over the steps and the gradient that the loss sees.
+It draws its detections in a held-out scene next to the ground truth, AP over the steps, and the shares of the gradient.
 """
 
 import copy

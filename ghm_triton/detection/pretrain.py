@@ -2,7 +2,7 @@
 
     python -m ghm_triton.detection.pretrain FILE
 
-`train --backbone FILE` starts from it. The recipe "small" of `train` does this by itself.
+`train --backbone FILE` starts from it. `train --recipe small` pre-trains automatically.
 """
 
 import pathlib

@@ -36,7 +36,7 @@ SMOKE_EXPONENTS = [1.0, EXPONENT]
 
 
 def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
-    """The runs of the plan that have no row yet, as far as the rows determine the plan."""
+    """The runs of the plan that have no row yet. The plan depends on the rows: a complete grid chooses the settings of later runs."""
     compared = [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
     names = ("stages", "tasks", "steps", "seeds", "ablation_seeds")
     runs = plan.runs(rows, compared=compared, **{name: getattr(options, name) for name in names})
@@ -59,7 +59,7 @@ def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, optio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do the runs that are left, as far as time allows, and print the tables. Return the exit code."""
+    """Do the runs that are left while time allows, and print the tables. Return the exit code."""
     parser, options = _parse(arguments)
     plan = SMOKE if options.smoke else FULL
     torch.set_num_threads(options.threads)
