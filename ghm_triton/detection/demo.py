@@ -2,7 +2,8 @@
 
     python -m ghm_triton.detection.demo [--compare]
 
-It draws its detections in a held-out scene next to the ground truth, AP over the steps, and the shares of the gradient.
+It draws its detections in a held-out scene next to the ground truth, AP over the steps, and the shares of the
+gradient.
 """
 
 import copy
@@ -36,7 +37,7 @@ LOSSES = {  # both at the learning rate and the box weight that are the best of 
     "focal + smooth L1": LossOptions("focal", "smooth_l1", box_loss_weight=SMALL["box_loss_weight"]),
 }
 _POINTS = 5  # of AP over the steps, the last on all held-out scenes
-_THRESHOLD = 0.5  # least score of what is drawn
+_THRESHOLD = 0.5  # minimum score of the detections that are drawn
 
 
 class Result(NamedTuple):
