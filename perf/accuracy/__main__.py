@@ -36,7 +36,7 @@ SMOKE_EXPONENTS = [1.0, EXPONENT]
 
 
 def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
-    """The runs of the plan that have no row yet. The plan depends on the rows: a complete grid chooses the settings of later runs."""
+    """The runs of the plan that have no row yet. A complete grid in the rows chooses the settings of later runs."""
     compared = [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
     names = ("stages", "tasks", "steps", "seeds", "ablation_seeds")
     runs = plan.runs(rows, compared=compared, **{name: getattr(options, name) for name in names})
