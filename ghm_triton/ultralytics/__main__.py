@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 
+from .criterion import HarmonizedBCE
 from .trainer import GHMDetectionTrainer
 
 
@@ -49,6 +50,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if "model" not in dict(options.settings):
         parser.error("model=... is required, for example model=yolo11n.yaml")
+    try:
+        HarmonizedBCE(bins=options.bins, momentum=options.momentum, exponent=options.exponent)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
