@@ -1,4 +1,4 @@
-"""Writes the tables of the documentation anew from the CSVs in perf/results: `python -m perf.docs`.
+"""Rewrites the tables in README.md and docs/ from the CSVs in perf/results: `python -m perf.docs`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with what this makes.
 """
@@ -14,6 +14,7 @@ from .accuracy.plan import FULL
 from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
 from .accuracy.yolo_tables import comparison, gradient_ratios
+from .arguments import command_parser
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load
@@ -160,7 +161,7 @@ def pages() -> list[Path]:
 
 
 def updated(text: str, made: dict[str, str]) -> str:
-    """The page with its tables made anew.
+    """The page with its tables replaced.
 
     Raises:
         KeyError: The page has a table of a name that is not made.
@@ -168,7 +169,12 @@ def updated(text: str, made: dict[str, str]) -> str:
     return TABLE.sub(lambda found: found[1] + made[found["name"]] + found[4], text)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    command_parser("perf.docs", __doc__).parse_args(arguments)
     made = tables()
     for page in pages():
         page.write_text(updated(page.read_text(encoding="utf-8"), made), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -206,7 +206,7 @@ def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch, ca
     finally:
         signal.signal(number, inherited)
     assert weights(tmp_path / "run")["step"] == 1
-    assert "stopped; repeat the command with --resume to go on from" in capsys.readouterr().out
+    assert "stopped; repeat the command with --resume to continue from" in capsys.readouterr().out
 
 
 def test_under_nohup_a_closed_terminal_does_not_stop():
@@ -299,7 +299,7 @@ def test_falls_keep_their_share_of_short_runs_and_the_warmup_stays_short(epochs)
         assert 8 / 14 * total <= first < second <= total and second - 11 / 14 * total < 1
         assert recipes.warmup_steps(options, steps) <= total / 10
     assert recipes.learning_rate_falls(parsed("--recipe", "paper", "--lr-steps", "3"), 10) == [20]
-    assert "0.01 after 140 steps, 0.001 after 800, 0.0001 after 1,100" in recipes.describe_schedule(
+    assert "0.01 after 140 steps, 0.001 after 800 steps, 0.0001 after 1,100 steps" in recipes.describe_schedule(
         parsed("--recipe", "paper"), 1600
     )
 

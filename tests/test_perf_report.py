@@ -191,8 +191,14 @@ def test_page_needs_no_other_file(path, tmp_path, capsys):
     assert set(links) == images
 
 
-def test_files_that_cannot_be_read_end_the_command(path, capsys):
-    for files, message in (([path, path], "must have different names"), ([path + "x"], "No such file")):
+def test_files_that_cannot_be_read_end_the_command(path, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("device,threads\nCPU,2\n")
+    for files, message in (
+        ([path, path], "must have different names"),
+        ([path + "x"], "No such file"),
+        ([path, str(other)], "other.csv must be a CSV of perf.sweep, got one without the column 'loss'"),
+    ):
         with pytest.raises(SystemExit) as end:
             command.main(files)
         assert end.value.code == 2 and message in capsys.readouterr().err
