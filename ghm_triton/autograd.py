@@ -29,7 +29,7 @@ def differentiable_loss(
     targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    options = options._replace(grad=wanted or _transformed(), update=options.update and not _recomputing())
+    options = options._replace(grad=wanted or _transformed())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
@@ -51,15 +51,6 @@ def _transformed() -> bool:
     tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")  # not imported: no make_fx
     traced = torch.jit.is_tracing() or (tracing is not None and tracing.get_proxy_mode() is not None)
     return traced or torch._C._are_functorch_transforms_active()
-
-
-def _recomputing() -> bool:
-    """Whether this call runs in a backward pass, in which checkpointing repeats a forward that has updated the state.
-
-    The repeated forward weighs with the present state. If a later forward has updated the state in between, its weights
-    are those of the later state.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _losses(options: Options, count: int) -> int:

@@ -54,8 +54,9 @@ def _in_rows(input: Tensor, target: Tensor, at: int) -> Population:
     probabilities = input.dim() == target.dim()
     classes_last = input.movedim(at, -1)
     if input.dim() <= 2 or classes_last.is_contiguous():
-        target = target.movedim(at, -1).reshape(-1, classes) if probabilities else target.reshape(-1)
-        return Population([classes_last.reshape(-1, classes)], [target], [])
+        rows = math.prod(classes_last.shape[:-1])  # vmap over 0 populations cannot infer it
+        target = target.movedim(at, -1).reshape(rows, classes) if probabilities else target.reshape(rows)
+        return Population([classes_last.reshape(rows, classes)], [target], [])
     outer, inner = input.shape[0], math.prod(input.shape[2:])
     input = input.reshape(outer, classes, inner)
     return Population([input], [target.reshape(input.shape if probabilities else (outer, inner))], [])

@@ -31,11 +31,23 @@ library.define(f"triton_gradient(Tensor[] grads, {_POPULATION}, Tensor[] kept, {
 
 
 def _eager_loss(inputs, targets, weights, running_counts, *options):
-    return eager.compute_loss(Population(inputs, targets, weights), running_counts, Options(*options))
+    return _updating_once(eager.compute_loss, Population(inputs, targets, weights), running_counts, Options(*options))
 
 
 def _triton_loss(inputs, targets, weights, running_counts, *options):
-    return kernels.launch_loss(Population(inputs, targets, weights), running_counts, Options(*options))
+    return _updating_once(kernels.launch_loss, Population(inputs, targets, weights), running_counts, Options(*options))
+
+
+def _updating_once(compute, population: Population, running_counts: torch.Tensor | None, options: Options):
+    """Calls `compute`. In a backward pass, in which checkpointing repeats a forward pass, the state stays as it is.
+
+    The operators decide this when they run: a compiled graph is the same in both passes. The repeated forward pass
+    weighs with the present state. If a later forward pass has updated the state in between, its weights are those of
+    the later state.
+    """
+    if running_counts is None or not options.update or torch._C._current_graph_task_id() == -1:
+        return compute(population, running_counts, options)
+    return compute(population, running_counts, options._replace(update=False)) + [running_counts.clone()]
 
 
 def _triton_gradient(grads, inputs, targets, weights, kept, *options):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
-from ghm_triton import ghmc_loss, ghmr_loss
+from ghm_triton import ghm_cross_entropy, ghmc_loss, ghmr_loss
 
 
 class Case(NamedTuple):
@@ -17,25 +17,38 @@ class Case(NamedTuple):
     target: Tensor
     bins: int
 
+    @property
+    def softmax(self) -> bool:
+        """Whether the loss is that of a softmax classifier, which takes no weight and has no variant."""
+        return self.loss is ghm_cross_entropy
+
     def leaf(self) -> Tensor:
         return self.input.clone().requires_grad_()
 
 
-@pytest.fixture(params=["class index", "dense", "deltas"])
+CASES = ["class index", "dense", "deltas", "softmax index", "softmax distribution"]
+
+
+@pytest.fixture(params=CASES)
 def case(request, device):
     generator = torch.Generator().manual_seed(5)
     x = (torch.randn(50, 20, generator=generator) * 3 - 3).to(device)
-    if request.param == "class index":
-        return Case(ghmc_loss, x, torch.randint(-1, 20, (50,), generator=generator).to(device), 30)
-    if request.param == "dense":
-        return Case(ghmc_loss, x, torch.rand(50, 20, generator=generator).to(device), 30)
-    return Case(ghmr_loss, x[:, :4] * 0.1, torch.zeros(50, 4, device=device), 10)
+    if request.param == "deltas":
+        return Case(ghmr_loss, x[:, :4] * 0.1, torch.zeros(50, 4, device=device), 10)
+    softmax = request.param.startswith("softmax")
+    if request.param.endswith("index"):
+        target = torch.randint(0 if softmax else -1, 20, (50,), generator=generator)
+    else:
+        target = torch.rand(50, 20, generator=generator)
+        target = target.softmax(1) if softmax else target
+    return Case(ghm_cross_entropy if softmax else ghmc_loss, x, target.to(device), 30)
 
 
 @pytest.fixture
 def call(case, backend):
     def call(input, target=None, weight=None, **options):
-        return case.loss(input, case.target if target is None else target, weight, backend=backend, **options)
+        given = (input, case.target if target is None else target, weight)
+        return case.loss(*given[: 2 if case.softmax else 3], backend=backend, **options)
 
     return call
 
@@ -64,7 +77,8 @@ def test_saved_tensor_hooks(case, call, expected):
         loss = call(leaf)
     loss.backward()
     assert torch.equal(leaf.grad, expected)
-    assert len(unpacked) <= 4  # at most input, target, weight, coefficients
+    # At most input, target, weight, coefficients; input, target, and the four that the kernels of a softmax keep.
+    assert len(unpacked) <= (6 if case.softmax else 4)
 
     leaf = case.leaf()
     with torch.autograd.graph.save_on_cpu():
@@ -78,9 +92,14 @@ def test_saved_tensor_hooks(case, call, expected):
 def test_checkpointing_updates_the_state_once(case, call, variant, reentrant, device):
     """The forward that is run again in the backward pass sees the state as the first one left it."""
 
+    if case.softmax and variant != "paper":
+        pytest.skip("has no variants")
+
     def train(wrap):
         state = torch.zeros(case.bins + (variant == "paper"), device=device)
-        options = dict(momentum=0.75, running_counts=state, variant=variant)
+        options = dict(momentum=0.75, running_counts=state)
+        if not case.softmax:
+            options["variant"] = variant
         call(case.input * 0.5, **options)  # a state that differs from what comes
         leaf = case.leaf()
         wrap(lambda x: call(x, **options), leaf).backward()
@@ -88,6 +107,36 @@ def test_checkpointing_updates_the_state_once(case, call, variant, reentrant, de
 
     state, grad = train(lambda function, x: function(x))
     again = train(lambda function, x: checkpoint(function, x, use_reentrant=reentrant))
+    assert torch.equal(again[0], state)
+    assert torch.equal(again[1], grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["class index"], indirect=True)
+@pytest.mark.parametrize("compiled", ["loss", "checkpoint"])
+def test_checkpointing_of_compiled_code_updates_the_state_once(case, call, compiled, device):
+    """A compiled loss in a checkpoint, and a compiled function with a checkpoint in it."""
+
+    def train(wrap):
+        state = torch.zeros(case.bins + 1, device=device)
+
+        def loss(x):
+            return call(x, momentum=0.75, running_counts=state)
+
+        loss(case.input * 0.5)
+        leaf = case.leaf()
+        wrap(loss)(leaf).backward()
+        return state, leaf.grad
+
+    def compile(function):
+        torch._dynamo.reset()
+        return torch.compile(function, backend="aot_eager")
+
+    def repeat(function):
+        return lambda x: checkpoint(function, x, use_reentrant=False)
+
+    state, grad = train(lambda loss: loss)
+    again = train(lambda loss: repeat(compile(loss)) if compiled == "loss" else compile(repeat(loss)))
     assert torch.equal(again[0], state)
     assert torch.equal(again[1], grad)
 
@@ -118,28 +167,34 @@ def test_exported_without_gradient_trains(case, call, expected, strict):
 
 def test_weights_and_soft_targets_have_no_gradient(case, call, device):
     """Added to another loss, the sum still goes backward; under torch.compile as well."""
-    weight = torch.ones_like(case.input).requires_grad_()
-    other = torch.zeros((), device=device, requires_grad=True)
-    (call(case.input, weight=weight) + other).backward()
-    assert weight.grad is None
-    assert other.grad == 1
+    if not case.softmax:
+        weight = torch.ones_like(case.input).requires_grad_()
+        other = torch.zeros((), device=device, requires_grad=True)
+        loss = call(case.input, weight=weight)
+        assert not loss.requires_grad  # so that loss.backward() alone is an error
+        (loss + other).backward()
+        assert weight.grad is None
+        assert other.grad == 1
 
-    if case.loss is ghmc_loss and case.target.is_floating_point():
+    if case.loss is not ghmr_loss and case.target.is_floating_point():
         target = case.target.clone().requires_grad_()
-        (call(case.input, target) + other).backward()
+        other = torch.zeros((), device=device, requires_grad=True)
+        loss = call(case.input, target)
+        assert not loss.requires_grad
+        (loss + other).backward()
         assert target.grad is None
-        leaf = case.leaf()
-        torch.compile(call, backend="aot_eager", fullgraph=True)(leaf, target).backward()
-        assert target.grad is None
-        plain = case.leaf()
-        call(plain).backward()
-        assert torch.equal(leaf.grad, plain.grad)
+        assert other.grad == 1
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)(case.input, target)
+        assert not compiled.requires_grad
+        assert torch.equal(compiled, loss)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("of_elements", [False, True])
 def test_no_gradient_of_ignored_elements(case, call, value, of_elements):
     """Whatever comes from above: 0 times inf would be NaN."""
+    if case.softmax:
+        pytest.skip("takes no weight; test_cross_entropy.py ignores examples by their index")
     ignored = torch.zeros(case.input.shape, dtype=torch.bool, device=case.input.device)
     ignored[:5] = True
     leaf = case.leaf()
@@ -158,14 +213,16 @@ def test_stacked_gradients(case, call, expected):
 
 
 def test_vectorized_jacobian(case, call):
-    """The loss of an element depends on its own logit only, the weight being a constant."""
+    """The loss of an element, or of a row of a softmax, depends on its own logits only: the weight is a constant."""
     small = case.input[:6]
     jacobian = torch.autograd.functional.jacobian(
         lambda x: call(x, case.target[:6], reduction="none"), small, vectorize=True
     )
     leaf = small.clone().requires_grad_()
     call(leaf, case.target[:6], reduction="none").sum().backward()
-    assert torch.equal(jacobian.flatten(0, 1).flatten(1), torch.diag(leaf.grad.flatten()))
+    own = leaf.grad if case.softmax else leaf.grad.flatten()
+    expected = torch.block_diag(*own)
+    assert torch.equal(jacobian.reshape(expected.shape), expected)
 
 
 def test_vmap_over_no_populations(case, call):
@@ -185,5 +242,6 @@ def test_other_layouts_are_named(case, call, kind):
         call(odd)
     with pytest.raises(TypeError, match="target must be a dense tensor"):
         call(case.input, odd)
-    with pytest.raises(TypeError, match="weight must be a dense tensor"):
-        call(case.input, weight=odd)
+    if not case.softmax:
+        with pytest.raises(TypeError, match="weight must be a dense tensor"):
+            call(case.input, weight=odd)

@@ -349,13 +349,14 @@ def test_repeats_to_the_bit(backend, device):
     assert all(torch.equal(*pair) for pair in zip(*results))
 
 
-def test_incoming_gradients(backend, device):
-    """One factor per example; that of an ignored example may be infinite."""
+@pytest.mark.parametrize("of_ignored", [torch.inf, torch.nan])
+def test_incoming_gradients(of_ignored, backend, device):
+    """One factor per example; that of an ignored example may be infinite or NaN."""
     x, target = problem((3, 6, 5))
     leaf = x.to(device).requires_grad_()
     losses = ghm_cross_entropy(leaf, target.to(device), reduction="none", backend=backend)
     assert losses.shape == target.shape
-    factors = torch.where(target < 0, torch.inf, torch.arange(15.0).view(3, 5)).to(device)
+    factors = torch.where(target < 0, of_ignored, torch.arange(15.0).view(3, 5)).to(device)
     (grad,) = torch.autograd.grad(losses, leaf, factors)
     (plain,) = torch.autograd.grad(ghm_cross_entropy(leaf, target.to(device), reduction="sum", backend=backend), leaf)
     expected = plain * torch.where(target < 0, 0.0, torch.arange(15.0).view(3, 5)).to(device).unsqueeze(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compare import logits
-from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss
+from ghm_triton import GHMC, GHMR, GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 
 NEARLY_NOTHING = 1e-6  # a momentum with which the moving average is the last call
 
@@ -83,6 +83,7 @@ def test_a_state_of_the_other_variant_is_refused(make):
 MAKERS = {
     "GHMCLoss": GHMCLoss,
     "GHMRLoss mmdet": lambda: GHMRLoss(variant="mmdet"),
+    "GHMCrossEntropyLoss": GHMCrossEntropyLoss,
     "GHMC": lambda: GHMC(momentum=0.5),
     "GHMR": lambda: GHMR(momentum=0.5),
 }

@@ -1,5 +1,6 @@
 """The training command: resumed to the bit, over several processes as over one, and its files."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from ghm_triton.detection.data import digit_drawing, digit_scenes
 from ghm_triton.detection.data.augment import Augmented
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.small import small_retinanet
-from ghm_triton.detection.training import checkpoint, engine, recipes, schedules, signals
+from ghm_triton.detection.training import checkpoint, engine, processes, recipes, schedules, signals
 from ghm_triton.detection.training import run as training_run
 from ghm_triton.detection.training.evaluation import METRICS
 
@@ -206,7 +207,32 @@ def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch, ca
     finally:
         signal.signal(number, inherited)
     assert weights(tmp_path / "run")["step"] == 1
-    assert "stopped; repeat the command with --resume to continue from" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("recipe small: 1 epochs of 4 steps of 4 images")  # the schedule, before the first step
+    assert "stopped; repeat the command with --resume to continue from" in text
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_leaves_the_workers(data, tmp_path, monkeypatch):
+    """As `timeout` sends it: a worker that died of it used to end the training before anything was saved."""
+    original = engine.Trainer.train_step
+
+    def interrupted(self, *arguments):
+        (worker,) = multiprocessing.active_children()
+        # Not os.kill: to a TERM from its parent, a worker of PyTorch exits without an error.
+        subprocess.run(["kill", "-TERM", str(worker.pid), str(os.getpid())], check=True)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(engine.Trainer, "train_step", interrupted)
+    assert run(data, tmp_path / "run", "--epochs", "1", "--workers", "1") == 130
+    assert weights(tmp_path / "run")["step"] == 1
+
+
+def test_a_signal_to_another_process_stops_this_one_too(data, tmp_path, monkeypatch):
+    """Each process saves its part of the checkpoint in the same step; one that went on would wait for the others."""
+    monkeypatch.setattr(processes.Processes, "any", lambda self, flag: True)
+    assert run(data, tmp_path / "run", "--epochs", "1") == 130
+    assert weights(tmp_path / "run")["step"] == 1
 
 
 def test_under_nohup_a_closed_terminal_does_not_stop():
@@ -317,7 +343,8 @@ with join_processes(torch.device("cpu")) as processes:
     images, targets = scenes()
     part = slice(0, 2) if processes.rank == 0 else slice(2, 4)
     found = gradients(images[part], targets[part], processes)
-    torch.save(found, f"{folder}/{{processes.rank}}.pt")
+    flags = processes.any(processes.rank == 1), processes.any(False)
+    torch.save((*found, flags), f"{folder}/{{processes.rank}}.pt")
 """
 
 
@@ -329,7 +356,7 @@ def scenes():
     return images, targets[:2] + [empty, empty]
 
 
-def gradients(images, targets, processes, steps=2):
+def gradients(images, targets, together, steps=2):
     """Of a harmonized model whose batch norms stand still, after each step, and the losses' counts."""
     torch.manual_seed(0)
     model = use_losses(small_retinanet(10, size=64), LossOptions(), sync=True)
@@ -338,7 +365,7 @@ def gradients(images, targets, processes, steps=2):
             module.eval().train = lambda mode=True: None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    trainer = engine.Trainer(model, optimizer, schedule, processes=processes, clip=1e9)
+    trainer = engine.Trainer(model, optimizer, schedule, processes=together, clip=1e9)
     model.head.train()
     found = []
     for _ in range(steps):
@@ -350,16 +377,15 @@ def gradients(images, targets, processes, steps=2):
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """One of them has all objects, the other none."""
-    from ghm_triton.detection.training.processes import Processes
-
     script = tmp_path / "process.py"
     script.write_text(_PROCESS.format(tests=str(__file__.rsplit("/", 1)[0]), folder=tmp_path))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     images, targets = scenes()
-    expected, counts = gradients(images, targets, Processes(torch.device("cpu")))
+    expected, counts = gradients(images, targets, processes.Processes(torch.device("cpu")))
     for rank in (0, 1):
-        found, found_counts = torch.load(tmp_path / f"{rank}.pt")
+        found, found_counts, flags = torch.load(tmp_path / f"{rank}.pt")
+        assert flags == (True, False)
         for mine, whole in zip(found, expected):
             assert mine.keys() == whole.keys()
             for name, value in whole.items():
