@@ -57,7 +57,7 @@ def check_momentum(momentum) -> None:
 
 def check_mu(mu) -> None:
     check_number("mu", mu, 0, "positive and finite")
-    if not 1e-15 <= mu <= 1e12:  # its square has to be a float32, and nothing beside the d^2 that float32 cannot hold
+    if not 1e-15 <= mu <= 1e12:  # mu^2 must fit float32, and vanish beside a d^2 that does not
         raise ValueError(f"mu must be from 1e-15 to 1e12, got {mu}")
 
 
@@ -73,6 +73,8 @@ def check_options(options: Options) -> Options:
         if not isinstance(options.ignore_index, int) or isinstance(options.ignore_index, bool):
             got = f"{options.ignore_index!r} of type {type(options.ignore_index).__name__}"
             raise TypeError(f"ignore_index must be an int, got {got}")
+        if not -(2**63) <= options.ignore_index < 2**63:
+            raise ValueError(f"ignore_index must fit in int64, got {options.ignore_index}")
         check_exponent(options.label_smoothing, name="label_smoothing")
     floats = ("mu", "momentum", "exponent", "loss_weight", "label_smoothing")
     given = {name: getattr(options, name) for name in floats}
@@ -189,7 +191,8 @@ def _check_target(name: str, target: Tensor, input: Tensor, class_index: bool, o
         raise TypeError(f"{name} must be a floating point tensor, got {target.dtype}")
     if target.shape != input.shape:
         other = f", or {_index_shape(input)} with integer class indices" if class_index and input.dim() else ""
-        raise ValueError(f"{name} must have the shape of {of}, {_shape(input)}{other}, got {_shape(target)}")
+        got = f"{_shape(target)} with {target.dtype}"
+        raise ValueError(f"{name} must have the shape of {of}, {_shape(input)}{other}, got {got}")
 
 
 def _check_weight(name: str, weight: Tensor, input: Tensor, of: str) -> None:

@@ -34,7 +34,8 @@ def _check_probabilities(target: Tensor, input: Tensor, options: Options) -> Non
     check_floats("target", target)
     if target.shape != input.shape:
         raise ValueError(
-            f"target must have the shape of input, {tuple(input.shape)}, for probabilities, got {tuple(target.shape)}"
+            f"target must have the shape of input, {tuple(input.shape)}, for probabilities, or hold integer class "
+            f"indices, got {tuple(target.shape)} with {target.dtype}"
         )
     if options.ignore_index is not None and options.ignore_index >= 0:
         raise ValueError(f"ignore_index must be negative when target holds probabilities, got {options.ignore_index}")

@@ -38,14 +38,14 @@ def ghm_cross_entropy(
     the two logits. The paper (Li, Liu, Wang, AAAI 2019) stops at two classes; this extension is ours. The harmonizing
     weight beta is a constant: no gradient flows through it or to `target`.
 
-    The calling convention is that of :func:`torch.nn.functional.cross_entropy`. With ``bins=1`` or ``exponent=0`` the
-    values are the same too. Class weights are not supported: the density already sets the weight of each example, and
+    The calling convention is that of :func:`torch.nn.functional.cross_entropy`. With ``bins=1`` or ``exponent=0``, the
+    values are equal too. Class weights are not supported: the density already sets the weight of each example, and
     a second weight per class would undo the shares that it gives to the regions.
 
     Args:
         input: Logits of shape [C], [N, C] or [N, C, d1, ...], float32, float16, bfloat16 or float64.
-        target: Class indices of any integer dtype and shape [], [N] or [N, d1, ...]. Or probabilities in the shape of
-            `input`, floating point.
+        target: Class indices of any integer dtype and of shape [], [N], or [N, d1, ...]. Or floating point
+            probabilities of the shape of `input`.
         ignore_index: An example with this class index has no loss and no gradient, and is not counted. It must be
             negative when `target` holds probabilities.
         label_smoothing: In [0, 1]. y becomes (1 - label_smoothing) y + label_smoothing / C.
@@ -61,7 +61,7 @@ def ghm_cross_entropy(
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
         IndexError: A class index is neither from 0 to C - 1 nor `ignore_index`. The Triton kernels do not raise,
             because that would synchronize with the GPU: they ignore such an example.
-        RuntimeError: `backend` is "triton" where Triton cannot run.
+        RuntimeError: `backend` is "triton", but Triton cannot run.
 
     Example:
         >>> logits = torch.randn(32, 1000, requires_grad=True)
@@ -95,8 +95,8 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
     .. math:: L = \frac{1}{N} \sum_i \beta_i \, CE_i, \quad CE_i = -\sum_c y_{ic} \log p_{ic}, \quad
               j(i) = \text{unit region of } g_i = \frac{1}{2} \sum_c |p_{ic} - y_{ic}|
 
-    The module keeps the moving average of the density. :func:`ghm_triton.ghm_cross_entropy` is the same as a function
-    and explains the symbols.
+    The module keeps the moving average of the density. :func:`ghm_triton.ghm_cross_entropy` is the functional form and
+    explains the symbols.
 
     Args:
         ignore_index, label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`.
@@ -111,7 +111,8 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
     Attributes:
         running_counts (Tensor or None): See :class:`ghm_triton.GHMCLoss`.
 
-    In `eval()` the module weighs with the state and does not update it, as :class:`ghm_triton.GHMCLoss` does.
+    In `eval()`, the module takes the weights from the state and does not update it, like
+    :class:`ghm_triton.GHMCLoss`.
 
     Raises:
         TypeError, ValueError: An argument is not as described.

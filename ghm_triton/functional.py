@@ -66,7 +66,7 @@ def ghmc_loss(
 
     M = `bins` is the number of unit regions of the gradient norm g. S_j is the number of elements in region j, or its
     moving average (Li, Liu, Wang, AAAI 2019, eq. 3, 8 to 13). The harmonizing weight beta is a constant: no gradient
-    flows through it, to `target` or to `weight`.
+    flows through it. `target` and `weight` receive no gradient either.
 
     Args:
         input: Logits of any shape, float32, float16, bfloat16 or float64. Or a list of such tensors (the levels of a
@@ -77,11 +77,11 @@ def ghmc_loss(
             its weight is positive and is ignored elsewhere.
         bins: M, the number of unit regions, from 1 to 4096.
         momentum: a of the moving average S_j <- a S_j + (1 - a) R_j, where R_j is the number of elements of this call
-            in region j. In [0, 0.999]. The default is 0 because an average needs a state, which a function does not
-            keep; the modules keep one and default to 0.75, as the paper does.
-        running_counts: The state of the average, float32 or float64, zeros at the start. The call updates it in place.
-            Required when momentum > 0. Shape [bins + 1] for "paper": S, followed by the same average of the constant
-            1, which is 1 - a^t after t calls and divides S. Shape [bins] for "mmdet".
+            in region j. In [0, 0.999]. The default is 0 because a function keeps no state. The modules keep one and
+            default to the paper's 0.75.
+        running_counts: The state of the average, float32 or float64, initially zeros. The call updates it in place.
+            Required if momentum > 0. Shape [bins + 1] for "paper": S, followed by the same average of the constant
+            1, which is 1 - a^t after t calls; S is divided by it. Shape [bins] for "mmdet".
         variant: "paper" divides by M and averages every region. "mmdet" divides by the number of regions that have
             elements, averages only those, and does not correct the start of the average.
         reduction: "mean" (divides by N), "sum" or "none".
@@ -89,14 +89,15 @@ def ghmc_loss(
             :math:`\beta_i = N S_{j(i)}^{-\rho} / \sum_k S_k^{1 - \rho}`. Region k gets the share
             :math:`S_k^{1 - \rho}` of the total weight. 1 is the paper, and 0 is plain cross entropy. The sum is over
             all regions, or over those that have elements for "mmdet". 0.5 is recommended for everything but the
-            paper's setting (COCO, large batches): rho = 1 gives each nearly empty region as much gradient as the
-            region of all background.
-        backend: "triton", "eager", or None for Triton where the device has it. The environment variable
-            GHM_TRITON_BACKEND sets the default. float64 always runs eagerly.
-        process_group: Takes the density and N over all processes of this group, with one all-reduce of bins + 1
-            numbers. Every process must make the call, even without elements. "mean" and "sum" are multiplied by the
-            number of processes: their average over the processes, which DistributedDataParallel takes of the
-            gradients, is the loss of one process that has all elements. None: the density of this process alone.
+            paper's setting (COCO, large batches), because rho = 1 gives each nearly empty region as much weight as
+            the region that holds the background.
+        backend: "triton", "eager", or None, which means Triton on devices that support it. The environment variable
+            GHM_TRITON_BACKEND sets the default. float64 always uses the eager backend.
+        process_group: If given, the density and N are those of all processes of this group, which takes one
+            all-reduce of bins + 1 numbers. Every process must make the call, even without elements. "mean" and "sum"
+            are multiplied by the number of processes. Their average over the processes, like the average of the
+            gradients that DistributedDataParallel computes, then equals that of one process with all elements.
+            None: the density of this process alone.
 
     Returns:
         Tensor or tuple[Tensor, ...]: float32, or float64 for float64 `input`. A scalar for "mean" and "sum". For
@@ -104,7 +105,7 @@ def ghmc_loss(
 
     Raises:
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
-        RuntimeError: `backend` is "triton" where Triton cannot run.
+        RuntimeError: `backend` is "triton", but Triton cannot run.
 
     Example:
         >>> logits = torch.randn(1000, 80, requires_grad=True)
@@ -166,7 +167,7 @@ def ghmr_loss(
 
     Args:
         input: Box deltas of any shape, or a list of levels, with the dtypes of :func:`ghmc_loss`.
-        target: Floating point, of the shape of `input`. It gets a gradient if it requires one.
+        target: Floating point, of the shape of `input`. It receives a gradient if it requires one.
         weight: See :func:`ghmc_loss`. N is the number of elements with a positive weight; for "mmdet" it is the sum
             of the weights, at least 1.
         mu: The transition point of ASL1 from quadratic to linear, in the units of the deltas, from 1e-15 to 1e12.

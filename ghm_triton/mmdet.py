@@ -1,7 +1,8 @@
 """Drop-in replacements of mmdetection 3.x's GHMC and GHMR, with its constructors, calls, defaults, buffers and values.
 
 Both compute `variant="mmdet"`. They also work where mmdetection's classes fail: an ignored NaN does not reach the loss,
-a weight above 65504 fits 16-bit predictions, a module cast to half keeps its edges, and reduction "sum" works.
+a weight above 65504 works with 16-bit predictions, a module that is cast to half keeps its edges, and reduction "sum"
+works.
 """
 
 import torch

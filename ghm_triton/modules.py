@@ -17,7 +17,7 @@ from .types import Backend, Levels, Reduction, Variant
 
 
 class Fp32Buffers(nn.Module):
-    """A module whose buffers move with it but stay float32. 16 bits cannot hold counts."""
+    """A module whose buffers move between devices but stay float32. 16 bits cannot hold counts."""
 
     def _apply(self, fn, recurse=True):
         super()._apply(lambda tensor: _restore(fn(tensor), tensor), recurse)
@@ -29,7 +29,7 @@ def _restore(moved: Tensor, original: Tensor) -> Tensor:
 
 
 class HarmonizedLoss(Fp32Buffers):
-    """Each setting is an attribute with the name of its argument. Each call reads them."""
+    """The base of the losses. Each setting is an attribute with the name of its argument, which each call reads."""
 
     bins: int
     momentum: float
@@ -87,8 +87,8 @@ class HarmonizedLoss(Fp32Buffers):
     def density(self) -> Density:
         """The density of the gradient norm in the state of the loss, and the harmonizing weights that follow from it.
 
-        The counts are the moving average in `running_counts`, all 0 before the first call. Reading them launches no
-        loss kernel and does not synchronize with a GPU.
+        The counts are the moving average in `running_counts`, all 0 before the first call. This method launches no
+        kernel of a loss and does not synchronize with the GPU.
 
         Returns:
             Density: fp32 tensors `edges` [bins + 1], `counts`, `weights` and `shares` [bins], on the loss's device.
@@ -134,22 +134,22 @@ class GHMCLoss(HarmonizedLoss):
               j(i) = \text{unit region of } g_i = |\sigma(x_i) - t_i|
 
     S_j is the moving average of the number of elements in region j (Li, Liu, Wang, AAAI 2019, eq. 3, 8 to 13).
-    :func:`ghm_triton.ghmc_loss` is the same as a function.
+    :func:`ghm_triton.ghmc_loss` is the functional form.
 
     Args:
         bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
         momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
-            average. The default is the paper's 0.75, because a module can keep the state. The functions have no
-            place for a state and default to 0; the drop-ins :class:`ghm_triton.GHMC` and :class:`ghm_triton.GHMR`
-            default to 0 as mmdetection's classes do.
+            average. The default is the paper's 0.75. The functions keep no state and default to 0. The drop-ins
+            :class:`ghm_triton.GHMC` and :class:`ghm_triton.GHMR` default to 0, as mmdetection's classes do.
         variant: "paper" divides by M, averages every region and corrects the start of the average. "mmdet" divides by
             the number of regions that have elements, averages only those, and does not correct the start.
         loss_weight: A factor of the loss.
         reduction: "mean" (divides by the number of counted elements), "sum" or "none".
-        backend: "triton", "eager", or None for Triton where the device has it.
-        sync: Takes the density over all processes, if torch.distributed is initialized, with one all-reduce of
-            bins + 1 numbers. Every process must make the call. All processes then have the same running counts.
-        exponent: rho in [0, 1] of the tempered density: region k gets a share of the total weight in proportion to
+        backend: "triton", "eager", or None, which means Triton on devices that support it.
+        sync: If True and torch.distributed is initialized, the density is that of all processes, which takes one
+            all-reduce of bins + 1 numbers. Every process must make the call. The running counts are then equal on all
+            processes.
+        exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
             S_k^(1 - rho). 1 is the paper, and 0 is plain cross entropy. 0.5 is recommended for everything but the
             paper's setting (COCO, large batches).
 
@@ -163,9 +163,9 @@ class GHMCLoss(HarmonizedLoss):
         running_counts (Tensor or None): The moving average, float32, also after `.half()`. Shape [bins + 1] for
             "paper", with the average of the constant 1 at the end; [bins] for "mmdet"; None for momentum 0.
 
-    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not seen,
-    or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the
-    state in every call, as mmdetection does.
+    In `eval()`, the "paper" variant takes the weights from the state and does not update it. Regions that the state has
+    never seen, or whose average has decayed below 1e-6 elements, use the counts of the call. The "mmdet" variant
+    updates the state in every call, as mmdetection does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -198,40 +198,40 @@ class GHMRLoss(HarmonizedLoss):
               g_i = \frac{|d_i|}{\sqrt{d_i^2 + \mu^2}}
 
     d = input - target, and beta is that of :class:`GHMCLoss` with the regions of this g (Li, Liu, Wang, AAAI 2019,
-    eq. 15 to 18). :func:`ghm_triton.ghmr_loss` is the same as a function.
+    eq. 15 to 18). :func:`ghm_triton.ghmr_loss` is the functional form.
 
     Args:
         mu: The transition point of ASL1 from quadratic to linear, in the units of the deltas, from 1e-15 to 1e12.
         bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
         momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
-            average. The default is the paper's 0.75, because a module can keep the state. The functions have no
-            place for a state and default to 0; the drop-ins :class:`ghm_triton.GHMC` and :class:`ghm_triton.GHMR`
-            default to 0 as mmdetection's classes do.
+            average. The default is the paper's 0.75. The functions keep no state and default to 0. The drop-ins
+            :class:`ghm_triton.GHMC` and :class:`ghm_triton.GHMR` default to 0, as mmdetection's classes do.
         variant: "paper" divides by M, averages every region and corrects the start of the average. "mmdet" divides by
             the number of regions that have elements, averages only those, and does not correct the start.
         loss_weight: A factor of the loss.
         reduction: "mean" (divides by the number of counted elements), "sum" or "none".
-        backend: "triton", "eager", or None for Triton where the device has it.
-        sync: Takes the density over all processes, if torch.distributed is initialized, with one all-reduce of
-            bins + 1 numbers. Every process must make the call. All processes then have the same running counts.
-        exponent: rho in [0, 1] of the tempered density: region k gets a share of the total weight in proportion to
+        backend: "triton", "eager", or None, which means Triton on devices that support it.
+        sync: If True and torch.distributed is initialized, the density is that of all processes, which takes one
+            all-reduce of bins + 1 numbers. Every process must make the call. The running counts are then equal on all
+            processes.
+        exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
             S_k^(1 - rho). 1 is the paper, and 0 is plain ASL1. 0.5 is recommended for everything but the
             paper's setting (COCO, large batches).
 
     Shape:
         - input: box deltas of any shape, or a list of levels.
         - target: `input.shape`, floating point.
-        - weight: None, `input.shape` or `input.shape[:-1]`. Elements with a positive weight count. For "mmdet" the
-          sum of the weights takes the place of their number.
+        - weight: None, `input.shape` or `input.shape[:-1]`. Elements with a positive weight count. For "mmdet",
+          N is the sum of the weights instead of their number.
         - output: a scalar, or `input.shape` for reduction "none"; float32, or float64 for float64 input.
 
     Attributes:
         running_counts (Tensor or None): The moving average, float32, also after `.half()`. Shape [bins + 1] for
             "paper", with the average of the constant 1 at the end; [bins] for "mmdet"; None for momentum 0.
 
-    In `eval()` the "paper" variant weighs with the state and does not update it. A region that the state has not seen,
-    or whose average has decayed below 1e-6 elements, takes the counts of the call. The "mmdet" variant updates the
-    state in every call, as mmdetection does.
+    In `eval()`, the "paper" variant takes the weights from the state and does not update it. Regions that the state has
+    never seen, or whose average has decayed below 1e-6 elements, use the counts of the call. The "mmdet" variant
+    updates the state in every call, as mmdetection does.
 
     Raises:
         TypeError, ValueError: An argument is not as described.

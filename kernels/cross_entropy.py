@@ -24,73 +24,11 @@ from ..conventions import Level, floor_misses_edges, loss_shape
 from ..options import Options
 from . import grids
 from .numerics import log_from_1, unit_region
+from .rows import block_at, load_block, load_labels, load_target_block, rows_of
 from .tiles import add_by_region, add_compensated, load_tile, round_to, store_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # finite: -inf - -inf would be NaN
-
-
-@triton.jit
-def _rows_of(tile, n, space, COLUMNS: tl.constexpr, CONSECUTIVE: tl.constexpr, ROWS: tl.constexpr):
-    """(index, offset of class 0, whether it exists) of the ROWS rows of a tile, which do not cross a gap of S."""
-    lane = tl.arange(0, ROWS)
-    if CONSECUTIVE:
-        row = tl.cast(tile, tl.int64) * ROWS + lane
-        return row, row * COLUMNS, row < n
-    tiles = tl.cdiv(space, ROWS)
-    outer = tl.cast(tile // tiles, tl.int64)
-    inner = (tile % tiles) * ROWS + lane
-    return outer * space + inner, outer * space * COLUMNS + inner, inner < space
-
-
-@triton.jit
-def _block_at(offset, inside, first, space, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """(offsets, mask) of the classes first .. first + BLOCK - 1 of the rows, [ROWS, BLOCK]. space: 1 or a number."""
-    column = first + tl.arange(0, BLOCK)
-    mask = inside[:, None]
-    if COLUMNS % BLOCK != 0:
-        mask = mask & (column < COLUMNS)[None, :]
-    return offset[:, None] + (column * space)[None, :], mask
-
-
-@triton.jit
-def _load_block(pointer, offset, inside, first, space, OTHER, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """The logits, or the probabilities, of a block, fp32; OTHER where there is none."""
-    at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
-    return tl.load(pointer + at, mask=mask, other=OTHER).to(tl.float32)
-
-
-@triton.jit
-def _target_block(
-    target_ptr,
-    offset,
-    inside,
-    label,
-    first,
-    space,
-    smoothing,
-    COLUMNS: tl.constexpr,
-    CLASS_INDEX: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """y of a block of classes."""
-    column = first + tl.arange(0, BLOCK)
-    if CLASS_INDEX:
-        y = tl.where(column[None, :] == label[:, None], 1.0, 0.0)
-    else:
-        y = _load_block(target_ptr, offset, inside, first, space, 0.0, COLUMNS, BLOCK)
-    y = y * (1.0 - smoothing) + smoothing / COLUMNS
-    return tl.where((column < COLUMNS)[None, :], y, 0.0)
-
-
-@triton.jit
-def _load_labels(target_ptr, row, inside, ignore_index, COLUMNS: tl.constexpr, CLASS_INDEX: tl.constexpr):
-    """(class index int32, whether the row counts). An index outside 0 .. COLUMNS - 1 does not count."""
-    if CLASS_INDEX:
-        label = tl.load(target_ptr + row, mask=inside, other=-1).to(tl.int64)
-        counted = inside & (label != ignore_index) & (label >= 0) & (label < COLUMNS)
-        return tl.where(counted, label, 0).to(tl.int32), counted
-    return tl.zeros_like(row).to(tl.int32), inside
 
 
 @triton.jit(do_not_specialize=["n", "tiles", "ignore_index", "smoothing"])
@@ -130,19 +68,21 @@ def _cross_entropy_accumulate_kernel(
     total = tl.zeros([SLOTS], tl.float32)
     error = tl.zeros([SLOTS], tl.float32)
     for tile in range(program, tiles, tl.num_programs(0)):
-        row, offset, inside = _rows_of(tile, n, space, COLUMNS, CONSECUTIVE, ROWS)
-        label, counted = _load_labels(target_ptr, row, inside, ignore_index, COLUMNS, CLASS_INDEX)
+        row, offset, inside = rows_of(tile, n, space, COLUMNS, CONSECUTIVE, ROWS)
+        label, counted = load_labels(target_ptr, row, inside, ignore_index, COLUMNS, CLASS_INDEX)
         maximum = tl.full([ROWS], LOWEST, tl.float32)
         sum_exp = tl.zeros([ROWS], tl.float32)
         mass = tl.zeros([ROWS], tl.float32)
         for first in range(0, COLUMNS, BLOCK):
-            z = _load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
+            z = load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
             above = tl.maximum(maximum, tl.max(z, axis=1))
             block_sum = tl.sum(tl.exp2((z - above[:, None]) * LOG2_E), axis=1)
             sum_exp = sum_exp * tl.exp2((maximum - above) * LOG2_E) + block_sum
             maximum = above
             if not CLASS_INDEX:
-                y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, False, BLOCK)
+                y = load_target_block(
+                    target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, False, BLOCK
+                )
                 mass += tl.sum(y, axis=1)
         log_sum = log_from_1(sum_exp)
         inverse = 1.0 / tl.where(counted, sum_exp, 1.0)
@@ -152,8 +92,8 @@ def _cross_entropy_accumulate_kernel(
             loss = mass * log_sum
             norm = tl.zeros([ROWS], tl.float32)
             for first in range(0, COLUMNS, BLOCK):
-                z = _load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
-                y = _target_block(
+                z = load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
+                y = load_target_block(
                     target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK
                 )
                 below = z - maximum[:, None]
@@ -208,16 +148,16 @@ def _write_gradient(
     BLOCK: tl.constexpr,
 ):
     """(p Y - y) * scale of a block of classes. Rows that are not counted are not read."""
-    z = _load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
+    z = load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
     p = tl.exp2((z - maximum[:, None]) * LOG2_E)
     if WHOLE_ROW:
-        y = _target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
+        y = load_target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
         output = (p * factor[:, None] - y) * scale[:, None]
     else:
         column = first + tl.arange(0, BLOCK)
         of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
         output = p * (factor * scale)[:, None] - of_label
-    at, mask = _block_at(offset, inside, first, space, COLUMNS, BLOCK)
+    at, mask = block_at(offset, inside, first, space, COLUMNS, BLOCK)
     tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
 
 
@@ -251,7 +191,7 @@ def _cross_entropy_gradient_kernel(
         space = 1
     parts: tl.constexpr = (COLUMNS + BLOCK - 1) // BLOCK if CONSECUTIVE else 1
     program = tl.program_id(0)
-    row, offset, inside = _rows_of(program // parts, n, space, COLUMNS, CONSECUTIVE, ROWS)
+    row, offset, inside = rows_of(program // parts, n, space, COLUMNS, CONSECUTIVE, ROWS)
     slot = tl.load(slot_ptr + row, mask=inside, other=SLOTS - 1).to(tl.int32)
     counted = slot < SLOTS - 1
     maximum = tl.load(maximum_ptr + row, mask=inside, other=0.0)

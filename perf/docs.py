@@ -1,4 +1,4 @@
-"""Writes the tables of the documentation anew from the CSVs in perf/results: `python -m perf.docs`.
+"""Rewrites the tables in README.md and docs/ from the CSVs in perf/results: `python -m perf.docs`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with what this makes.
 """
@@ -14,6 +14,7 @@ from .accuracy.plan import FULL
 from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
 from .accuracy.yolo_tables import comparison, gradient_ratios
+from .arguments import command_parser
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load
@@ -36,6 +37,12 @@ CONFIGURATIONS |= {
     "float32 deltas, element weight, mmdet": "GHM-R fp32",
     "bfloat16 deltas, element weight, mmdet": "GHM-R bf16",
 }
+SOFTMAX = {"10 classes": "10", "1,000 classes": "1,000", "19 classes, channels second": "19, channels second"}
+CONFIGURATIONS |= {
+    f"{dtype} softmax of {shape}": f"GHM cross entropy ({classes}) {short}"
+    for dtype, short in (("float32", "fp32"), ("bfloat16", "bf16"))
+    for shape, classes in SOFTMAX.items()
+}
 
 
 def _base(rows: pd.DataFrame) -> pd.DataFrame:
@@ -52,7 +59,8 @@ def _base_bins(rows: pd.DataFrame) -> pd.Series:
 def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds, the ratio to cross entropy in parentheses, and nanoseconds per element of this package."""
     rows = _base(rows)
-    rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST)].sort_values("elements", kind="stable")
+    rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST) & (rows["loss"] != "cross_entropy")]
+    rows = rows.sort_values("elements", kind="stable")
     names = [name for name in LABELS if name in set(rows["implementation"])]
     lines = []
     for (loss, elements, size), own in rows.groupby(["loss", "elements", "size"], sort=False):
@@ -66,6 +74,17 @@ def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
             )
         lines.append(line)
     return pd.DataFrame(lines).sort_values("loss", kind="stable")
+
+
+def over_logits(rows: pd.DataFrame) -> pd.DataFrame:
+    """GHM cross entropy: milliseconds, the ratio to cross entropy in parentheses."""
+    rows = _base(rows)
+    rows = rows[rows["loss"] == "cross_entropy"]
+    cells = [f"{three_digits(row.p50_ms)} ms ({row.ratio_to_bce:.2f})" for row in rows.itertuples()]
+    rows = rows.assign(cell=cells, logits=rows["size"], name=rows["implementation"].map(LABELS))
+    table = rows.pivot(index="logits", columns="name", values="cell")
+    order = [label for label in dict.fromkeys(LABELS.values()) if label in table]
+    return table.loc[rows["logits"].unique(), order].rename_axis(columns=None).reset_index()
 
 
 def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
@@ -124,6 +143,7 @@ def tables() -> dict[str, str]:
         "front-times": front_times(rows),
         "front-accuracy": front_accuracy(accuracy),
         "elements": over_elements(rows),
+        "softmax": over_logits(rows),
         "bins": over_bins(rows),
         "bounds": over_memory(compiled),
         "yolo": comparison(pd.read_csv(RESULTS / "yolo-cpu.csv")),
@@ -141,7 +161,7 @@ def pages() -> list[Path]:
 
 
 def updated(text: str, made: dict[str, str]) -> str:
-    """The page with its tables made anew.
+    """The page with its tables replaced.
 
     Raises:
         KeyError: The page has a table of a name that is not made.
@@ -149,7 +169,12 @@ def updated(text: str, made: dict[str, str]) -> str:
     return TABLE.sub(lambda found: found[1] + made[found["name"]] + found[4], text)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    command_parser("perf.docs", __doc__).parse_args(arguments)
     made = tables()
     for page in pages():
         page.write_text(updated(page.read_text(encoding="utf-8"), made), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,12 +7,16 @@ LABELS = {  # implementations of the sweep, in the order of columns
     "exact": "exact density",
     "region_loop": "loop over regions",
     "mmdet": "mmdetection",
+    "softmax_region_loop": "loop over regions",
     "bce": "cross entropy",
+    "cross_entropy": "cross entropy",
     "bce_compiled": "cross entropy, torch.compile",
+    "cross_entropy_compiled": "cross entropy, torch.compile",
+    "liger": "cross entropy, Liger-Kernel",
     "torchvision_focal": "focal loss",
     "smooth_l1": "smooth L1",
 }
-LOSSES = {"ghmc": "GHM-C", "ghmr": "GHM-R"}
+LOSSES = {"ghmc": "GHM-C", "ghmr": "GHM-R", "cross_entropy": "GHM cross entropy"}
 COLORS = {
     "triton": "#003f5c",
     "eager": "#0072b2",
@@ -22,8 +26,14 @@ COLORS = {
     "mmdet": "#8c564b",
     "bce": "#444444",
     "bce_compiled": "#aaaaaa",
+    "liger": "#117733",
     "torchvision_focal": "#e69f00",
     "smooth_l1": "#009e73",
+}
+COLORS |= {
+    "softmax_region_loop": COLORS["region_loop"],
+    "cross_entropy": COLORS["bce"],
+    "cross_entropy_compiled": COLORS["bce_compiled"],
 }
 PAIR_COLORS = {  # pairs of losses of perf.accuracy, as it describes them
     "CE + SL1": COLORS["bce"],

@@ -8,7 +8,7 @@ import torch
 
 from compare import logits
 from conftest import POISON
-from ghm_triton import ghmc_loss, ghmr_loss
+from ghm_triton import ghm_cross_entropy, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
 from ghm_triton.conventions import Level, Population
 from ghm_triton.interpreter import interpreting
@@ -73,6 +73,18 @@ def test_no_access_outside_of_the_arguments(shape, watched):
     assert min(watched) > 0
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (129, 3), (2, 2049), (1, 3, 1), (2, 5, 131)], ids=str)
+def test_no_access_of_cross_entropy_outside(shape, watched):
+    """Odd tiles of both layouts, for each kind of target; forward, backward and unreduced."""
+    x = logits(*shape).to(torch.bfloat16 if shape[1] % 2 else torch.float32).requires_grad_()
+    labels = torch.arange(x.numel() // shape[1]).view(shape[0], *shape[2:]) % (shape[1] + 1) - 1
+    for target in (labels, x.detach().softmax(1)):
+        for smoothing, reduction in ((0.0, "none"), (0.1, "mean")):
+            options = dict(label_smoothing=smoothing, reduction=reduction, ignore_index=-1, backend="triton")
+            ghm_cross_entropy(x, target, **options).sum().backward()
+    assert min(watched) > 0
+
+
 def test_the_watch_sees_an_access_outside(watched):
     """One number more than the tensor has."""
     x = logits(300)
@@ -134,3 +146,22 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     counts = rows_of_sums.counts[-2:].sum(0)
     wide = few[:, None].expand(tail, 80).reshape(-1)[-cut:]
     assert counts[: bins + 1].sum() == (wide > 0).sum()
+
+
+def test_channels_second_past_2_to_31_elements(last_programs_only, watched, monkeypatch):
+    """[1, 3, 2^30 + 40]: the logits of the third class are 2^31 elements after those of the first."""
+    monkeypatch.setattr(torch, "empty_like", POISON["empty_like"])
+    space, tail = 2**30 + 40, 30
+    x = POISON["empty"](1, 3, space, dtype=torch.bfloat16)
+    small, labels = logits(1, 3, tail).bfloat16(), torch.arange(tail)[None] % 3
+    maximum, factor = small.float().amax(1), 1 / (small.float() - small.float().amax(1, keepdim=True)).exp().sum(1)
+    of_tail = [maximum, factor, torch.arange(tail)[None].to(torch.int16) % 30]
+    kept = [torch.linspace(0.1, 1, 32), *(POISON["empty"](1, space, dtype=each.dtype) for each in of_tail)]
+    target = POISON["empty"](1, space, dtype=torch.int64)
+    for whole, part in zip([x, target, *kept[1:]], [small, labels, *of_tail]):
+        whole[..., -tail:] = part
+    options = Options(None, 30, 0.0, "paper", "mean", ignore_index=-100, label_smoothing=0.0)
+    (grad,) = launch.launch_gradient([torch.ones(())], Population([x], [target], []), kept, options)
+    part = Population([small], [labels], [])
+    (expected,) = launch.launch_gradient([torch.ones(())], part, [kept[0], *of_tail], options)
+    assert torch.equal(grad[..., -tail:], expected) and expected.abs().sum() > 0

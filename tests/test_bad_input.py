@@ -10,7 +10,11 @@ STATE = dict(momentum=0.5, running_counts=torch.arange(31.0))
 GHMC_CASES = {
     "target shape": (dict(target=torch.zeros(6, 5)), ValueError, "target must have the shape of input, (6, 4)"),
     "index shape": (dict(target=torch.zeros(5, dtype=torch.int64)), ValueError, "target must have shape (6,)"),
-    "index type": (dict(target=torch.zeros(6)), ValueError, "target must have the shape of input"),
+    "index type": (
+        dict(target=torch.zeros(6)),
+        ValueError,
+        "target must have the shape of input, (6, 4), or (6,) with integer class indices, got (6,) with torch.float32",
+    ),
     "bool index": (dict(target=torch.zeros(6, dtype=torch.bool)), TypeError, "target must hold class indices"),
     "complex target": (
         dict(target=DENSE.to(torch.complex64)),

@@ -6,10 +6,16 @@ import os
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from compare import logits
 from ghm_triton import GHMCrossEntropyLoss, ghm_cross_entropy, ghmc_loss
+from ghm_triton.class_scores import check_examples
 from ghm_triton.conventions import region_edges
+from ghm_triton.eager import compute_loss
+from ghm_triton.eager.cross_entropy import CrossEntropyLevel
+from ghm_triton.options import Options
 from tolerances import GRADIENT, LOSS, ROUNDING, SMALLEST, assert_close
 
 # Softmax in float32: |z - max| up to 30 rounds p by 30 * 2^-24, and 1 - p has an absolute error of 2^-23.
@@ -78,7 +84,7 @@ def run(loss, x, target, device, **options):
 
 
 SHAPES = [
-    (7, 2),  # the least classes; many rows per program
+    (7, 2),  # the fewest classes; many rows per program
     (70, 10),  # rows that are no power of two, two tiles
     (3, 1000),  # one block with a masked end
     (3, 2500),  # several blocks
@@ -90,7 +96,7 @@ SHAPES = [
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("kind", ["index", "smoothed", "probabilities"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values(shape, kind, reduction, backend, device):
+def test_values(shape, kind, reduction, backend, device, two_programs):
     """Loss and gradient in each layout of the kernels: a wrong offset, mask, region or coefficient."""
     x, target = problem(shape, kind)
     smoothing = 0.1 if kind == "smoothed" else 0.0
@@ -101,6 +107,21 @@ def test_values(shape, kind, reduction, backend, device):
     largest = gradient.abs().max().item()
     assert_close(value, expected, VALUE, ABSOLUTE * expected.abs().max().item())
     assert_close(grad, gradient, VALUE, ABSOLUTE * largest)
+
+
+@pytest.mark.parametrize("kind", ["index", "probabilities"])
+@pytest.mark.parametrize("shape", [(9, 5), (2, 1000), (3, 5, 2, 7)], ids=str)
+def test_chunks(shape, kind, device, monkeypatch):
+    """Eager chunks of 12 logits: whole rows, several rows, one row that is longer, parts of the positions."""
+    x, target = problem(shape, kind)
+    for reduction in ("mean", "none"):
+        options = dict(exponent=0.5, reduction=reduction, backend="eager")
+        expected = run(ghm_cross_entropy, x, target, device, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(CrossEntropyLevel, "chunk", 12)
+            got = run(ghm_cross_entropy, x, target, device, **options)
+        assert_close(got[0], expected[0], LOSS)
+        assert_close(got[1], expected[1], GRADIENT, ABSOLUTE * expected[1].abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -145,6 +166,15 @@ def test_one_region_is_pytorchs_cross_entropy(backend, device):
                     torch.testing.assert_close(one, other, rtol=VALUE, atol=1e-6)
                 count += 1
     assert count >= 60
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (2, 1, 5)], ids=str)
+def test_one_class(shape, backend, device):
+    """Nothing to learn: p = y = 1, up to the rounding of the smoothing."""
+    for smoothing in (0.0, 0.1):
+        target = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
+        value, grad = run(ghm_cross_entropy, logits(*shape), target, device, label_smoothing=smoothing, backend=backend)
+        assert value.abs() <= ABSOLUTE and grad.shape == shape and grad.abs().max() <= ABSOLUTE
 
 
 def test_without_batch_dimension(backend, device):
@@ -237,6 +267,16 @@ def test_masked_and_special_logits(backend, device):
     assert_close(grad[1:], beta * gradient[1:], VALUE, ABSOLUTE)
 
 
+def test_distributions_without_mass_on_masked_classes(backend, device):
+    """0 * inf would be NaN; probabilities of 0 and 1 are the class indices."""
+    x, target = problem((6, 9))
+    target, x[:, 7:] = target.clamp(0, 6), -torch.inf
+    expected = run(ghm_cross_entropy, x, target, device, exponent=0.5, backend=backend)
+    got = run(ghm_cross_entropy, x, distributions(x, target).float(), device, exponent=0.5, backend=backend)
+    assert_close(got[0], expected[0], VALUE)
+    assert_close(got[1], expected[1], VALUE, ABSOLUTE)
+
+
 def test_layouts_are_read_in_place(backend, device):
     """Channels last, tokens as transposed [N, L, C], and strided views give the same values; nothing is written to."""
     x, target = problem((2, 6, 4, 5))
@@ -250,17 +290,31 @@ def test_layouts_are_read_in_place(backend, device):
         assert torch.equal(other, before)
 
 
+OPTIONS = Options(None, 30, 0.0, "paper", "mean", ignore_index=-100, label_smoothing=0.0)
+
+
 def test_no_copy_of_the_logits(device):
     """Contiguous, channels-last and token layouts reach the operators as views."""
-    from ghm_triton.class_scores import check_examples
-    from ghm_triton.options import Options
-
-    options = Options(None, 30, 0.0, "paper", "mean", ignore_index=-100, label_smoothing=0.0)
     x = torch.randn(2, 6, 4, 5)
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.movedim(1, -1).contiguous().movedim(-1, 1)):
-        population, shape = check_examples(given, torch.zeros(2, 4, 5, dtype=torch.int64), options)
+        population, shape = check_examples(given, torch.zeros(2, 4, 5, dtype=torch.int64), OPTIONS)
         assert population.inputs[0].data_ptr() == given.data_ptr() and population.inputs[0].is_contiguous()
         assert shape == (2, 4, 5)
+
+
+def test_eager_copies_no_logits():
+    """Also of layouts that are neither: part of a batch with gaps, class-major rows."""
+
+    class NoCopy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten.clone.default or args[0].numel() < 60
+            return func(*args, **(kwargs or {}))
+
+    for x in (torch.randn(4, 5, 6)[::2], torch.randn(5, 12).t()):
+        target = torch.zeros(x.shape[:1] + x.shape[2:], dtype=torch.int64)
+        with NoCopy():
+            population, _ = check_examples(x, target, OPTIONS)
+            compute_loss(population, None, OPTIONS._replace(grad=True))
 
 
 def test_state_and_evaluation(backend, device):
@@ -359,6 +413,23 @@ def test_func(backend, device):
         assert torch.equal(torch.autograd.grad(loss(leaf, target), leaf)[0], grad)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint(use_reentrant, backend, device):
+    """The gradient and the state are those of the plain call: the repeated forward does not count twice."""
+    x, target = problem((12, 4))
+    plain, module = (GHMCrossEntropyLoss(backend=backend).to(device) for _ in range(2))
+
+    def checkpointed(x, target):
+        return checkpoint(lambda x: module(2 * x, target), x, use_reentrant=use_reentrant)
+
+    expected = run(lambda x, target: plain(2 * x, target), x, target, device)
+    leaf = x.to(device).requires_grad_()
+    value = checkpointed(leaf, target.to(device))
+    value.backward()
+    assert torch.equal(value.detach().cpu(), expected[0]) and torch.equal(leaf.grad.cpu(), expected[1])
+    assert torch.equal(module.running_counts, plain.running_counts)
+
+
 def test_gradcheck(device):
     """Numeric derivatives in float64, away from the edges."""
     x = torch.tensor([[-2.9, 0.4, 1.0], [1.3, -0.7, 0.2], [3.1, -5.2, 0.3]], dtype=torch.float64, requires_grad=True)
@@ -385,9 +456,10 @@ LABELS = torch.zeros(3, dtype=torch.int64)
         (([X], LABELS), {}, TypeError, "input must be a tensor, got list"),
         ((X, LABELS[:2]), {}, ValueError, "target must have shape .3,. for class indices, got .2,."),
         ((X, LABELS.bool()), {}, TypeError, "target must hold class indices of an integer type"),
-        ((X, torch.zeros(3)), {}, ValueError, "target must have the shape of input, .3, 4., for probabilities"),
+        ((X, torch.zeros(3)), {}, ValueError, "or hold integer class indices, got .3,. with torch.float32"),
         ((X, X), dict(ignore_index=1), ValueError, "ignore_index must be negative .* got 1"),
         ((X, LABELS), dict(ignore_index=1.0), TypeError, "ignore_index must be an int, got 1.0"),
+        ((X, LABELS), dict(ignore_index=2**63), ValueError, "ignore_index must fit in int64, got 9223372036854775808"),
         ((X, LABELS), dict(label_smoothing=1.5), ValueError, "label_smoothing must be in .0, 1., got 1.5"),
         ((X, LABELS), dict(momentum=0.5), ValueError, "running_counts must be a tensor of 31 zeros"),
     ],

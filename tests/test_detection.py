@@ -13,7 +13,7 @@ pytest.importorskip("tqdm")
 
 import numpy
 
-from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghmc_loss, ghmr_loss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_drawing import SceneStyle, split_digits, split_photographs
 from ghm_triton.detection.data.digit_scenes import DigitScenes
@@ -180,6 +180,12 @@ def test_bad_input_is_named(batch):
     model.head = torch.nn.Identity()
     with pytest.raises(TypeError, match="regression_loss must be a torch.nn.Module or None, got str"):
         harmonize(small_retinanet(4), None, "ghmr")
+    with pytest.raises(TypeError, match="classification_loss must be a loss for a sigmoid, .* got GHMRLoss"):
+        harmonize(small_retinanet(4), GHMRLoss(), GHMCLoss())
+    with pytest.raises(TypeError, match="classification_loss must be a loss for a sigmoid, .* got GHMCrossEntropyLoss"):
+        harmonize(small_retinanet(4), GHMCrossEntropyLoss())
+    with pytest.raises(TypeError, match="regression_loss must be a loss for box deltas, .* got GHMCLoss"):
+        harmonize(small_retinanet(4), None, GHMCLoss())
     with pytest.raises(TypeError, match="model.head must be a torchvision RetinaNetHead, got Identity"):
         harmonize(model)
     targets[0]["labels"][0] = 4

@@ -56,7 +56,7 @@ def test_help_of_a_recipe_shows_its_defaults(capsys):
     ):
         with pytest.raises(SystemExit):
             train.main([*arguments, "--help"])
-        assert f"greatest learning rate (default: {rate})" in " ".join(capsys.readouterr().out.split())
+        assert f"maximum learning rate (default: {rate})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_checkpoint_of_something_else_is_refused(data, tmp_path, capsys):
 
 def test_resuming_with_other_settings_is_refused(data, capsys):
     assert run(data) == 0
-    assert run(data) == 1 and "checkpoint.pt; --resume goes on" in capsys.readouterr().err
+    assert run(data) == 1 and "checkpoint.pt; --resume continues" in capsys.readouterr().err
     assert run(data, "--resume", "--loss", "focal") == 1
     assert "--loss must be 'ghm' as in the checkpoint, got 'focal'" in capsys.readouterr().err
     path = data.parent / "run" / "checkpoint.pt"
@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up_does_not_end_the_training(data, monkeypatch, capsy
         original(*arguments)
 
     monkeypatch.setattr(run_module, "save_checkpoint", fails)
-    with pytest.warns(UserWarning, match="no space; the training goes on"):
+    with pytest.warns(UserWarning, match="no space; training continues"):
         assert run(data, "--save-every", "1") == 0
     assert checkpoint.load_checkpoint(data.parent / "run" / "checkpoint.pt")["epoch"] == 1
     (data.parent / "run" / "checkpoint.pt").unlink()
@@ -254,4 +254,4 @@ def test_a_disk_that_fills_up_does_not_end_the_training(data, monkeypatch, capsy
 def test_a_gradient_that_is_not_finite_ends_with_the_place(data, capsys):
     assert run(data, "--recipe", "paper", "--lr", "1e30", "--warmup", "0") == 1
     text = capsys.readouterr().err
-    assert "gradient must be finite, got another in epoch 1, step" in text and "--resume to go on from" in text
+    assert "gradient must be finite, got another in epoch 1, step" in text and "--resume to continue from" in text

@@ -12,7 +12,7 @@ pytest.importorskip("pycocotools")
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssd import SSD
 
-from ghm_triton import GHMCrossEntropyLoss, GHMRLoss, ghm_cross_entropy, ghmr_loss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghm_cross_entropy, ghmr_loss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.builder import build_model
@@ -106,6 +106,13 @@ def test_derived_classes_are_refused(model):
     model.__class__ = Mine
     with pytest.raises(TypeError, match="model must be torchvision's SSD itself, got Mine"):
         harmonize(model)
+
+
+def test_a_sigmoid_loss_is_refused(model):
+    """It would train independent sigmoids, and the background as a class; the model detects by a softmax."""
+    with pytest.raises(TypeError, match="classification_loss must be a loss for a softmax, .* got GHMCLoss"):
+        harmonize(model, GHMCLoss())
+    assert type(model) is SSD
 
 
 def test_names_choose_the_losses(model):

@@ -209,7 +209,7 @@ def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch, ca
     assert weights(tmp_path / "run")["step"] == 1
     text = capsys.readouterr().out
     assert text.startswith("recipe small: 1 epochs of 4 steps of 4 images")  # the schedule, before the first step
-    assert "stopped; repeat the command with --resume to go on from" in text
+    assert "stopped; repeat the command with --resume to continue from" in text
 
 
 @pytest.mark.slow
@@ -325,7 +325,7 @@ def test_falls_keep_their_share_of_short_runs_and_the_warmup_stays_short(epochs)
         assert 8 / 14 * total <= first < second <= total and second - 11 / 14 * total < 1
         assert recipes.warmup_steps(options, steps) <= total / 10
     assert recipes.learning_rate_falls(parsed("--recipe", "paper", "--lr-steps", "3"), 10) == [20]
-    assert "0.01 after 140 steps, 0.001 after 800, 0.0001 after 1,100" in recipes.describe_schedule(
+    assert "0.01 after 140 steps, 0.001 after 800 steps, 0.0001 after 1,100 steps" in recipes.describe_schedule(
         parsed("--recipe", "paper"), 1600
     )
 

@@ -59,7 +59,7 @@ def test_chunks_and_blocks(columns, weight_kind, draw, monkeypatch):
 
     Trained logits, so that nearly all blocks of 32 are easy and the gathered ones are few.
     """
-    for level in (levels.MeasuredLevel, levels.ElementLevel):
+    for level in (levels.AnchorLevel, levels.ElementLevel):
         monkeypatch.setattr(level, "chunk", 128)
     for reduction in ("mean", "none"):
         loop = Loop("c", 30, variant="mmdet")

@@ -266,7 +266,7 @@ def test_kernels_get_indices_and_anchor_weights_as_they_are(device):
 
 
 def test_the_same_bits_twice(backend, device, draw):
-    """Atomic sums of floats, uninitialised memory or races would show; with levels, a state and every reduction."""
+    """Atomic sums of floats, uninitialized memory or races would show; with levels, a state and every reduction."""
     loop = Loop("c", 30)
     levels = list(zip(*(ghmc_case(n, 80, "int64", "anchor", torch.float32, draw, loop) for n in (13, 7))))
     for reduction in ("mean", "sum", "none"):

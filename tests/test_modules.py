@@ -101,15 +101,15 @@ def test_grad_scaler(device):
     layer = torch.nn.Linear(8, 4).to(device)
     x, labels = logits(40, 8).to(device), torch.arange(40, device=device) % 5
     scaler = torch.amp.GradScaler(device, init_scale=65536.0)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
     found = []
     for scale in (lambda loss: loss, scaler.scale):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast(device, dtype=torch.float16):
             loss = ghmc_loss(layer(x), labels)
         scale(loss).backward()
         found.append(layer.weight.grad.clone())
-    scaler.unscale_(optimiser)
+    scaler.unscale_(optimizer)
     assert layer.weight.grad.isfinite().all()
     # float16 products: 2^-11 of the largest of 40 terms each
     torch.testing.assert_close(layer.weight.grad, found[0], rtol=1e-2, atol=1e-2 * found[0].abs().max().item())

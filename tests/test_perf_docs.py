@@ -18,6 +18,13 @@ def test_tables_are_those_of_the_results():
     assert shown == made.keys()
 
 
+def test_help_writes_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(docs, "pages", lambda: pytest.fail("--help made tables"))
+    with pytest.raises(SystemExit, match="0"):
+        docs.main(["--help"])
+    assert "usage: python -m perf.docs" in capsys.readouterr().out
+
+
 def test_every_result_has_its_command():
     told = (docs.RESULTS / "README.md").read_text(encoding="utf-8")
     files = [file.name for file in docs.RESULTS.glob("*.csv")]

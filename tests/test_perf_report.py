@@ -134,8 +134,10 @@ def test_different_threads_are_warned_of(path, tmp_path, capsys, monkeypatch):
 
 def test_every_implementation_has_a_name_and_a_color_of_its_own():
     names = {one.name for one in find_implementations(torch.device("cpu"))}
-    assert names | {"triton", "mmdet", "eager_compiled", "bce_compiled"} == set(legend.LABELS) == set(legend.COLORS)
-    assert len(set(legend.COLORS.values())) == len(legend.COLORS)
+    others = {"triton", "mmdet", "liger", "eager_compiled", "bce_compiled", "cross_entropy_compiled"}
+    assert names | others == set(legend.LABELS) == set(legend.COLORS)
+    pairs = {(legend.LABELS[name], color) for name, color in legend.COLORS.items()}
+    assert len(pairs) == len(set(legend.LABELS.values())) == len(set(legend.COLORS.values()))
     assert len(set(legend.PAIR_COLORS.values())) == len(legend.PAIR_COLORS)
 
 
@@ -154,8 +156,12 @@ def figures(monkeypatch):
 
 @pytest.mark.slow
 def test_plots(path, tmp_path, figures):
-    """One color per implementation and one line style per file in all; titles differ; no legend over the data."""
-    later = write(tmp_path / "later.csv", [one | {"p50_ms": one["p50_ms"] * 2} for one in ROWS])
+    """One color per implementation and one line style per file in all; titles differ; no legend over the data.
+
+    Sizes of a softmax differ in their number of classes: no line joins them.
+    """
+    softmax = [row("cross_entropy", "eager", n, 1.0, bins=30, target="index", size=str(n)) for n in (1000, 2000)]
+    later = write(tmp_path / "later.csv", [one | {"p50_ms": one["p50_ms"] * 2} for one in ROWS] + softmax)
     drawn = plots.plot(load([path, later]), tmp_path)
     assert len(drawn) == 6 and all(plot.path.read_bytes().startswith(b"\x89PNG") for plot in drawn)
     assert len({plot.title for plot in drawn}) == len({figure.axes[0].get_title() for figure in figures}) == 6
@@ -185,8 +191,14 @@ def test_page_needs_no_other_file(path, tmp_path, capsys):
     assert set(links) == images
 
 
-def test_files_that_cannot_be_read_end_the_command(path, capsys):
-    for files, message in (([path, path], "must have different names"), ([path + "x"], "No such file")):
+def test_files_that_cannot_be_read_end_the_command(path, tmp_path, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("device,threads\nCPU,2\n")
+    for files, message in (
+        ([path, path], "must have different names"),
+        ([path + "x"], "No such file"),
+        ([path, str(other)], "other.csv must be a CSV of perf.sweep, got one without the column 'loss'"),
+    ):
         with pytest.raises(SystemExit) as end:
             command.main(files)
         assert end.value.code == 2 and message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The sweep's own tests: a timing report is worth what its checks are."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -17,18 +18,24 @@ sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 import pandas as pd
 
 from perf.resumable_csv import ResumableCsv
-from perf.sweep.cases import RETINANET_NAME, Case, plan_cases
+from perf.sweep import cases, softmax_reference
+from perf.sweep.cases import RETINANET_NAME, Case, plan_cases, softmax_case
 from perf.sweep.columns import COLUMNS, KEY
 from perf.sweep.data import make_data
-from perf.sweep.implementations import Implementation, find_implementations
+from perf.sweep.implementations import ALL, Implementation, find_implementations
 from perf.sweep.meters import COPY_BYTES, CpuMeter
 from perf.sweep.reference import Reference
 from perf.sweep.runner import Effort, plan_groups, sweep
+from perf.sweep.softmax_reference import SoftmaxReference
 from perf.sweep.timed_calls import MODES, LossCall
 
 CPU = torch.device("cpu")
 EFFORT = Effort("quick", 0.01, (3, 10))
-CASES = [Case("ghmc", 40, 80), Case("ghmr", 50, 4, bins=10, target="dense")]
+CASES = [
+    Case("ghmc", 40, 80),
+    Case("ghmr", 50, 4, bins=10, target="dense"),
+    Case("cross_entropy", 60, 10),
+]
 OURS = {one.name: one for one in find_implementations(CPU)}
 
 
@@ -54,7 +61,7 @@ def run(path, meter, cases=CASES, implementations=None) -> pd.DataFrame:
 
 
 def planted(name: str, call, formula: str = "bce", **fields) -> Implementation:
-    return Implementation(name, ("ghmc", "ghmr"), formula, call, takes_one_hot=True, **fields)
+    return Implementation(name, ALL, formula, call, takes_one_hot=True, **fields)
 
 
 def bce(case, data):
@@ -69,10 +76,11 @@ def test_schema(path, meter):
     assert not rows.duplicated(KEY).any()
     assert (rows["status"] == "ok").all(), rows[["implementation", "mode", "detail"]]
     assert set(rows["mode"]) == set(MODES)
-    assert {"eager", "region_loop", "bce", "smooth_l1"} <= set(rows["implementation"])
+    assert {"eager", "region_loop", "bce", "smooth_l1", "softmax_region_loop"} <= set(rows["implementation"])
     assert (rows["p20_ms"] > 0).all() and (rows["p20_ms"] <= rows["p50_ms"]).all()
     assert (rows["p50_ms"] <= rows["p80_ms"]).all() and (rows["repetitions"] >= 3).all()
-    assert (rows.loc[rows["implementation"] == "bce", "ratio_to_bce"] == 1).all()
+    assert rows["ratio_to_bce"].notna().all()
+    assert (rows.loc[rows["implementation"].isin(["bce", "cross_entropy"]), "ratio_to_bce"] == 1).all()
     assert rows["gb_per_s"].to_numpy() == pytest.approx((rows["min_bytes"] / rows["p50_ms"] / 1e6).to_numpy(), rel=1e-4)
     assert rows["copy_percent"].to_numpy() == pytest.approx(
         (100 * rows["gb_per_s"] / rows["copy_gb_per_s"]).to_numpy(), rel=1e-4
@@ -215,6 +223,41 @@ def test_half_gradients_are_checked(dtype):
     assert not reference.accepts(reference.gradient_error("ghm_paper", gradient * 1.05))
 
 
+@pytest.mark.parametrize("distribution", ["trained", "start", "uniform"])
+@pytest.mark.parametrize("shape", [(500, 10), (2, 7, 15, 20)], ids=str)
+def test_softmax_reference(shape, distribution, monkeypatch):
+    """Both layouts in several chunks: what is right passes, and no other formula, factor or dropped row does."""
+    monkeypatch.setitem(cases.SOFTMAX, "here", shape)
+    monkeypatch.setattr(softmax_reference, "CHUNK", 1000)
+    case = softmax_case("here", distribution=distribution)
+    assert case.elements == math.prod(shape)
+    data = make_data(case, CPU)
+    reference = SoftmaxReference(case, data)
+    assert reference.counts.sum() == case.rows and data.input.shape == shape
+    names = {"eager": "ghm_paper", "softmax_region_loop": "ghm_mmdet", "cross_entropy": "cross_entropy"}
+    for name, formula in names.items():
+        loss, gradient = LossCall(OURS[name], case, data, "forward_backward").check()
+        loss = loss.detach()
+        assert reference.accepts(reference.loss_error(formula, loss), reference.gradient_error(formula, gradient))
+        assert not reference.accepts(reference.loss_error(formula, loss * 1.01))
+        assert not reference.accepts(reference.gradient_error(formula, gradient * 1.01))
+        missing = gradient.clone()
+        missing[-1] = 0
+        assert not reference.accepts(reference.gradient_error(formula, missing))
+    other = "cross_entropy" if distribution != "start" else "ghm_paper"  # one region: M or 1 regions
+    assert not reference.accepts(reference.loss_error(other, ghm_loss := OURS["softmax_region_loop"].call(case, data)))
+    assert ghm_loss > 0
+
+
+def test_softmax_data():
+    """Most examples of a trained classifier are easy; with a uniform norm all regions are alike."""
+    for distribution, easy in (("trained", 0.5), ("uniform", 0.02), ("start", 0.0)):
+        data = make_data(Case("cross_entropy", 4000, 100, distribution=distribution), CPU)
+        norm = 1 - data.input.detach().softmax(1).gather(1, data.target.unsqueeze(1)).squeeze(1)
+        share = (norm < 1 / 30).float().mean().item()
+        assert (easy < share < easy + 0.3) if easy else share == 0
+
+
 def test_slow_implementation_shows_in_the_ratio(path, meter):
     """Twenty extra forwards; the backward, timed alone, is as fast as ever."""
 
@@ -267,7 +310,9 @@ def test_plan():
     """The named size is in the full plan; --quick on a CPU stays small."""
     full, quick = (plan_cases(quick=quick, device=CPU) for quick in (False, True))
     assert {case.loss for case in full if case.size == RETINANET_NAME} == {"ghmc", "ghmr"}
-    assert max(case.elements for case in full) == 2 * 201_600 * 80
+    assert max(case.elements for case in full if case.loss != "cross_entropy") == 2 * 201_600 * 80
+    shapes = {case.shape for case in full if case.loss == "cross_entropy"}
+    assert shapes == {(8192, 1000), (2048, 32768), (8, 19, 256, 256)}
     assert max(case.elements for case in quick) <= 10**6
     large = {case.distribution for case in full if (case.rows, case.columns) == (100_000, 80)}
     assert large == {"trained", "start", "uniform"}
@@ -281,6 +326,9 @@ def test_compiled_plan():
     groups = plan_groups(cases, both, ("wall",))
     compiled = [(case, mode, able) for case, mode, _, able in groups if both[0] in able or both[1] in able]
     assert {mode for _, mode, _ in compiled} == {"forward_backward"} and all(able == both for *_, able in compiled)
+    softmax = [case for case, *_ in compiled if case.loss == "cross_entropy"]
+    assert [case.shape for case in softmax] == [(8192, 1000), (2048, 32768), (8, 19, 256, 256)]
+    compiled = [each for each in compiled if each[0] not in softmax]
     sizes = {(case.loss, case.elements) for case, *_ in compiled}
     assert sizes == {("ghmc", 10**6), ("ghmc", 8 * 10**6), ("ghmr", 10**6)}
     assert len(compiled) == 3 + 3 + 3  # distributions

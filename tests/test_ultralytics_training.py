@@ -129,7 +129,14 @@ def test_command(folder, monkeypatch):
     assert issubclass(trainer, GHMDetectionTrainer) and (trainer.exponent, trainer.bins) == (0.25, 30)
 
 
-@pytest.mark.parametrize("arguments, message", [(["epochs=2"], "model=... is required"), (["model"], "NAME=VALUE")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["epochs=2"], "model=... is required"),
+        (["model"], "NAME=VALUE"),
+        (["model=yolo11n.yaml", "--exponent", "2"], "exponent must be in [0, 1], got 2.0"),
+    ],
+)
 def test_command_errors(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)

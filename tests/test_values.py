@@ -85,7 +85,7 @@ def test_regions_match_the_edges(bins, backend, device):
     """floor(g * bins) is one off beside the edges i / bins of some bins; logits are put on both sides of every edge.
 
     Counts come out of running_counts. torch's and the kernels' sigmoid differ by up to 2.5e-7: of the five elements
-    around an edge the inner three may move to the neighbouring region, the outer two, 3.6e-7 away, may not.
+    around an edge the inner three may move to the neighboring region, the outer two, 3.6e-7 away, may not.
     """
     edges = torch.arange(1, bins, dtype=torch.float64) / bins
     steps = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0], dtype=torch.float64) * 1.8e-7

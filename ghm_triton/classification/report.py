@@ -20,7 +20,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """A Markdown table: a line per setting, the accuracy and the recall of the tail of each loss."""
+    """A Markdown table with a line per setting: accuracy ± standard deviation (recall of the tail) of each loss."""
     found = means(rows)
     names = [name for name in LOSSES if name in set(rows["loss"])]
     lines = ["| imbalance | wrong labels | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
@@ -31,7 +31,8 @@ def table(rows: pd.DataFrame) -> str:
                 cells.append("")
                 continue
             row = own.loc[(imbalance, wrong, name)]
-            cells.append(f"{row['accuracy', 'mean']:.1f} ± {row['accuracy', 'std']:.1f} ({row['tail', 'mean']:.0f})")
+            spread = "" if pd.isna(row["accuracy", "std"]) else f" ± {row['accuracy', 'std']:.1f}"  # of one seed
+            cells.append(f"{row['accuracy', 'mean']:.1f}{spread} ({row['tail', 'mean']:.0f})")
         lines.append(f"| {imbalance:g} | {wrong:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -62,6 +63,6 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.suptitle("Accuracy on balanced test digits after training on a long tail and wrong labels")
+    figure.suptitle("Accuracy on balanced test images after training on a long tail and wrong labels")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -2,7 +2,8 @@
 
     python -m ghm_triton.detection.demo [--compare]
 
-It draws what it finds in a held-out scene beside the truth, AP over the steps and the gradient that the loss sees.
+It draws its detections in a held-out scene next to the ground truth, AP over the steps, and the shares of the
+gradient.
 """
 
 import copy
@@ -36,7 +37,7 @@ LOSSES = {  # both at the learning rate and the box weight that are the best of 
     "focal + smooth L1": LossOptions("focal", "smooth_l1", box_loss_weight=SMALL["box_loss_weight"]),
 }
 _POINTS = 5  # of AP over the steps, the last on all held-out scenes
-_THRESHOLD = 0.5  # least score of what is drawn
+_THRESHOLD = 0.5  # minimum score of the detections that are drawn
 
 
 class Result(NamedTuple):
@@ -127,11 +128,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_parser("demo", __doc__)
     parser.add_argument("--compare", action="store_true", help="train with focal loss as well, and print both results")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
-    parser.add_argument("--steps", type=whole(1), default=500, help="of 8 images each")
-    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of weights and training scenes")
-    parser.add_argument("--threads", type=whole(1), help="of the processor, as PyTorch chooses")
-    parser.add_argument("--output", metavar="FILE", default="demo.png", help="the picture")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that everything runs")
+    parser.add_argument("--steps", type=whole(1), default=500, help="training steps of 8 images each")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**63 - 1), default=0, help="random seed of the weights and the training scenes"
+    )
+    parser.add_argument("--threads", type=whole(1), help="CPU threads; without it, PyTorch chooses")
+    parser.add_argument("--output", metavar="FILE", default="demo.png", help="image to write")
+    parser.add_argument("--smoke", action="store_true", help="run only a few steps, to check that everything works")
     options = parser.parse_args(arguments)
     path = pathlib.Path(options.output)
     if options.threads:

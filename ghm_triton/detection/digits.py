@@ -84,17 +84,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Writes the scenes. Returns 1 after an error, which is printed."""
     parser = command_parser("digits", __doc__)
     parser.add_argument("directory", metavar="DIR", help="folder to write to; earlier scenes there are replaced")
-    parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="scenes for training")
-    parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="scenes for validation")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the scenes")
+    parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="number of training scenes")
+    parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="number of validation scenes")
+    parser.add_argument("--seed", type=whole(0), default=0, help="random seed of the scenes")
     parser.add_argument("--style", choices=list(STYLES), default="easy", help="hard: many small digits among clutter")
-    parser.add_argument("--size", type=whole(1), metavar="PIXELS", help="side of a picture, 96 in both styles")
-    parser.add_argument("--digits", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="in a picture")
     parser.add_argument(
-        "--clutter", type=whole(0), nargs=2, metavar=("FEWEST", "MOST"), help="distractors in a picture"
+        "--size", type=whole(1), metavar="PIXELS", help="height and width of an image; 96 in both styles"
     )
-    parser.add_argument("--contrast", type=real(0, 1), nargs=2, metavar=("LEAST", "GREATEST"), help="of digits, 0 to 1")
-    parser.add_argument("--format", choices=list(WRITERS), default="coco", help="of the files")
+    parser.add_argument("--digits", type=whole(0), nargs=2, metavar=("MIN", "MAX"), help="digits per image")
+    parser.add_argument("--clutter", type=whole(0), nargs=2, metavar=("MIN", "MAX"), help="distractors per image")
+    parser.add_argument(
+        "--contrast", type=real(0, 1), nargs=2, metavar=("MIN", "MAX"), help="contrast of the digits, 0 to 1"
+    )
+    parser.add_argument("--format", choices=list(WRITERS), default="coco", help="format of the files")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("size", "digits", "clutter", "contrast")}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if value}

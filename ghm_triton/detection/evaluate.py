@@ -48,10 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Evaluates. Returns 1 after an error in the input, which is printed."""
     parser = command_parser("evaluate", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
-    parser.add_argument("--data", metavar="DIR", help="in COCO's layout; its validation split is taken")
-    parser.add_argument("--val-json", metavar="FILE", help="annotations, instead of those in --data")
-    parser.add_argument("--val-images", metavar="DIR", help="their images")
-    parser.add_argument("--output", metavar="DIR", help="folder for metrics.json and detections.json")
+    parser.add_argument("--data", metavar="DIR", help="data set in COCO's layout; its validation split is used")
+    parser.add_argument("--val-json", metavar="FILE", help="annotations to use instead of those in --data")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of the images of --val-json")
+    parser.add_argument("--output", metavar="DIR", help="folder to write metrics.json and detections.json to")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
     options = parser.parse_args(arguments)
     try:

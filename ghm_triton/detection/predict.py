@@ -60,9 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Predicts. Returns 1 if the checkpoint or any of the images cannot be read, after the others are done."""
     parser = command_parser("predict", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="files to look at")
-    parser.add_argument("--output", metavar="DIR", default="predictions", help="folder for NAME.json and NAME.png")
-    parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="least score")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument(
+        "--output", metavar="DIR", default="predictions", help="folder to write NAME.json and NAME.png to"
+    )
+    parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="minimum score of a detection")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
     options = parser.parse_args(arguments)
     folder = pathlib.Path(options.output)

@@ -2,7 +2,7 @@
 
     python -m ghm_triton.detection.pretrain FILE
 
-`train --backbone FILE` starts from it. The recipe "small" of `train` does this by itself.
+`train --backbone FILE` starts from it. `train --recipe small` pre-trains automatically.
 """
 
 import pathlib
@@ -130,9 +130,9 @@ def load_backbone(backbone: SmallBackbone, path: str | pathlib.Path) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Pre-trains. Returns 1 if the file cannot be written."""
     parser = command_parser("pretrain", __doc__)
-    parser.add_argument("file", metavar="FILE", help="to write")
-    parser.add_argument("--steps", type=whole(1), default=STEPS, help="of 64 crops each")
-    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the weights and the crops")
+    parser.add_argument("file", metavar="FILE", help="file to write the weights to")
+    parser.add_argument("--steps", type=whole(1), default=STEPS, help="training steps of 64 crops each")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="random seed of the weights and the crops")
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     backbone = SmallBackbone()

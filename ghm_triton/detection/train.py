@@ -1,10 +1,10 @@
-"""Train a detector of torchvision with GHM-C and GHM-R on a data set in COCO's format.
+"""Train a torchvision detector with GHM-C and GHM-R on a data set in COCO's format.
 
     python -m ghm_triton.detection.train --data DIR --output RUN [--recipe small] [--loss ghm] [--resume]
     torchrun --nproc-per-node=2 -m ghm_triton.detection.train --data DIR --output RUN
 
-After each epoch, RUN holds checkpoint.pt, metrics.csv with COCO's twelve numbers, losses.png, ap.png and density.png. A
-run that is killed or stopped at any step goes on with --resume.
+After each epoch, RUN holds checkpoint.pt, metrics.csv with COCO's twelve numbers, losses.png, ap.png, and density.png.
+--resume continues a run that was killed or stopped at any step.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             check(options, processes.count)
             run = Run(options, processes, request)
-            hint = f"; repeat the command with --resume to go on from {run.checkpoint}"
+            hint = f"; repeat the command with --resume to continue from {run.checkpoint}"
             run.train()
         except Stopped:
             if processes.first:
@@ -71,13 +71,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     choices.add_argument(
         "--model",
         default="small",
-        help="small, lite0, or a RetinaNet or FCOS of torchvision: retinanet_resnet50_fpn_v2, ...",
+        help="small, lite0, or a RetinaNet, FCOS, or SSD of torchvision: retinanet_resnet50_fpn_v2, ...",
     )
     choices.add_argument("--loss", choices=LOSSES, default="ghm", help="ghm: GHM-C and GHM-R; ghmc: GHM-C alone")
     choices.add_argument(
         "--recipe",
         choices=list(RECIPES),
-        help="small: pre-training, AdamW and one cycle, exponent 0.5 (default for --model small and lite0); "
+        help="small: pre-training, AdamW, one cycle of the learning rate, exponent 0.5 (default for "
+        "--model small and lite0); "
         "paper: SGD and the paper's schedule and losses (default for other models)",
     )
     first, _ = choices.parse_known_args(arguments)
@@ -92,59 +93,71 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", metavar="DIR", help="in COCO's layout: annotations/instances_{train,val}*.json and image folders")
+    add(
+        "--data",
+        metavar="DIR",
+        help="data set in COCO's layout: annotations/instances_{train,val}*.json and image folders",
+    )
     for split in ("train", "val"):
-        add(f"--{split}-json", metavar="FILE", help="annotations, instead of those in --data")
-        add(f"--{split}-images", metavar="DIR", help="their images")
-    add("--output", metavar="DIR", required=True, help="folder of the checkpoint, metrics.csv and the pictures")
-    add("--resume", action="store_true", help="go on from the checkpoint in --output")
+        add(f"--{split}-json", metavar="FILE", help="annotations to use instead of those in --data")
+        add(f"--{split}-images", metavar="DIR", help=f"folder of the images of --{split}-json")
+    add("--output", metavar="DIR", required=True, help="folder for the checkpoint, metrics.csv, and the figures")
+    add("--resume", action="store_true", help="continue from the checkpoint in --output")
     add(
         "--min-size",
         type=whole(1),
-        help="shorter side that images are scaled to, pixels (small: 96, lite0: 192, others: 800)",
+        help="shorter side of the resized images, in pixels (small: 96, lite0: 192, others: 800)",
     )
-    add("--max-size", type=whole(1), help="greatest longer side, pixels (small: 96, lite0: 192, others: 1333)")
-    text = (
-        "flip: half of the images mirrored; aerial: also turned and recolored, for images from above; none: for digits"
-    )
+    add("--max-size", type=whole(1), help="maximum longer side, in pixels (small: 96, lite0: 192, others: 1333)")
+    text = "flip: mirror half of the images; aerial: also rotate and recolor, for images from above; none: for digits"
     add("--augment", choices=list(AUGMENTATIONS), help=text)
-    add("--workers", type=whole(0), default=2, help="processes that load images")
+    add("--workers", type=whole(0), default=2, help="number of processes that load images")
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
 
 
 def _add_losses(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--box-loss", choices=BOX_LOSSES, help="instead of the one that belongs to --loss")
-    add("--exponent", type=real(0, 1), help="of both densities: 1 is the paper, 0.5 is recommended elsewhere")
-    add("--bins", type=whole(1), default=30, help="unit regions of GHM-C")
-    add("--box-bins", type=whole(1), default=10, help="unit regions of GHM-R")
-    add("--momentum", type=real(), default=0.75, help="of the densities")
-    add("--mu", type=real(above=0), default=0.02, help="of ASL1")
-    add("--variant", choices=["paper", "mmdet"], default="paper", help="of both losses")
+    add("--box-loss", choices=BOX_LOSSES, help="box loss to use instead of the one that belongs to --loss")
+    add("--exponent", type=real(0, 1), help="exponent of both densities: 1 is the paper, 0.5 is recommended elsewhere")
+    add("--bins", type=whole(1), default=30, help="number of unit regions of GHM-C")
+    add("--box-bins", type=whole(1), default=10, help="number of unit regions of GHM-R")
+    add("--momentum", type=real(), default=0.75, help="momentum of the moving averages of the densities")
+    add("--mu", type=real(above=0), default=0.02, help="transition point of ASL1, in units of the box deltas")
+    add("--variant", choices=["paper", "mmdet"], default="paper", help="variant of both losses")
     add("--class-loss-weight", type=real(0), default=1.0, help="factor of the classification loss")
     add("--box-loss-weight", type=real(0), help="factor of the box loss")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone-weights", help="none, or DEFAULT: ImageNet's, which torchvision downloads")
-    add("--pretrain-steps", type=whole(0), help="of the small backbone, on crops of digits")
-    add("--backbone", metavar="FILE", help="of ghm_triton.detection.pretrain, instead of the pre-training")
-    add("--epochs", type=whole(1), help="passes over the images")
-    add("--batch-size", type=whole(1), help="images per step, of all processes together")
-    add("--lr", type=real(above=0), help="greatest learning rate")
+    add("--backbone-weights", help="none, or DEFAULT: ImageNet weights, which torchvision downloads")
+    add("--pretrain-steps", type=whole(0), help="pre-training steps of the small backbone, on crops of digits")
+    add("--backbone", metavar="FILE", help="weights from ghm_triton.detection.pretrain, instead of pre-training")
+    add("--epochs", type=whole(1), help="number of passes over the images")
+    add("--batch-size", type=whole(1), help="images per step, over all processes")
+    add("--lr", type=real(above=0), help="maximum learning rate")
     add(
         "--lr-steps",
         type=whole(2),
         nargs="*",
         metavar="EPOCH",
-        help="starts of the epochs where the rate falls to a tenth",
+        help="epochs at whose start the learning rate falls to a tenth; the first epoch is 1",
     )
-    add("--warmup", type=whole(0), metavar="STEPS", help="from a third of the rate; at most a tenth of the run")
-    add("--clip", type=real(above=0), default=35.0, help="greatest norm of the gradient")
-    add("--amp", action="store_true", help="16-bit computation, float16 on GPUs and bfloat16 on the CPU")
-    add("--save-every", type=whole(1), default=200, metavar="STEPS", help="between checkpoints within an epoch")
-    add("--seed", type=whole(0, 2**63 - 1), default=0, help="of the weights, the order and the augmentation")
+    add(
+        "--warmup",
+        type=whole(0),
+        metavar="STEPS",
+        help="steps over which the rate rises from a third of --lr; at most a tenth of the run",
+    )
+    add("--clip", type=real(above=0), default=35.0, help="maximum norm of the gradient")
+    add("--amp", action="store_true", help="compute in 16 bits: float16 on GPUs, bfloat16 on the CPU")
+    add("--save-every", type=whole(1), default=200, metavar="STEPS", help="steps between checkpoints within an epoch")
+    add(
+        "--seed",
+        type=whole(0, 2**63 - 1),
+        default=0,
+        help="random seed of the weights, the order of the images, and the augmentation",
+    )
 
 
 if __name__ == "__main__":

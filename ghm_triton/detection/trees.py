@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Writes the data set. Returns 1 after an error, which is printed."""
     parser = command_parser("trees", __doc__)
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
-    parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, instead of the download")
+    parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, to use instead of the download")
     options = parser.parse_args(arguments)
     try:
         check_directory(options.directory)

@@ -9,13 +9,13 @@ from torch.nn.functional import softplus
 
 from ..conventions import Level
 from ..options import Options
-from .levels import BLOCK, ElementLevel, MeasuredLevel, lookup
+from .levels import BLOCK, AnchorLevel, ElementLevel, lookup
 
 EXACT = 40.0  # from here on softplus(x) is x in float64; at PyTorch's default threshold of 20 it is off by 1e-10
 ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
 
 
-def measure_ghmc(level: Level, options: Options) -> MeasuredLevel:
+def measure_ghmc(level: Level, options: Options) -> AnchorLevel:
     if level.class_index:
         return ClassIndexLevel(level, options)
     return ElementLevel(level, options, _cross_entropy_terms)
@@ -50,7 +50,7 @@ class _Chunk(NamedTuple):
     extreme: Tensor
 
 
-class ClassIndexLevel(MeasuredLevel):
+class ClassIndexLevel(AnchorLevel):
     """A level with class indices, which are never expanded.
 
     A block of BLOCK elements is easy if each of them is a counted negative of region 0, or ignored. Nearly all blocks

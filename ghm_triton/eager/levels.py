@@ -19,23 +19,16 @@ BLOCK = 32  # elements that ClassIndexLevel takes as one; chunks are multiples o
 class MeasuredLevel:
     """The base of all kinds of levels."""
 
-    chunk = 1 << 20  # elements: 4 MB of fp32 stay in the cache, and hide the cost of each call
-
     def __init__(self, level: Level, options: Options):
         self.grad, self.unreduced, self.bins = options.grad, options.unreduced, options.bins
         self.nan, self.ignored = self.bins, self.bins + 1  # slots
-        self.shape = level.input.shape
-        self.columns = level.columns if level.input.numel() else 1
-        self.input = level.input.reshape(-1, self.columns)
-        self.weight = None
-        if level.weight is not None:
-            self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+        self.shape, device = level.input.shape, level.input.device
         self.dtype = compute_dtype(level.input.dtype)
-        self.edges = torch.full((self.bins + 2,), torch.inf, dtype=self.dtype, device=level.input.device)
-        self.edges[: self.bins] = region_edges(self.bins, level.input.device)[:-1]
+        self.edges = torch.full((self.bins + 2,), torch.inf, dtype=self.dtype, device=device)
+        self.edges[: self.bins] = region_edges(self.bins, device)[:-1]
         self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(self.bins)
-        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=self.input.device)
-        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=self.input.device)
+        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=device)
 
     def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         """(loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
@@ -43,16 +36,6 @@ class MeasuredLevel:
         coefficients: [bins + 2] by slot, in the dtype of computation.
         """
         raise NotImplementedError
-
-    def chunks(self) -> list[slice]:
-        """Slices of the rows. The elements of each but the last are a multiple of BLOCK."""
-        step = BLOCK // math.gcd(BLOCK, self.columns)
-        rows = max(step, self.chunk // self.columns // step * step)
-        return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
-
-    def is_ignored(self, rows: slice) -> Tensor:
-        """[rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
-        return ~(self.weight[rows] > 0)
 
     def slots_of(self, norm: Tensor) -> Tensor:
         """The int32 slot of each gradient norm. A norm above 1 (a target outside [0, 1]) is in the last region."""
@@ -76,7 +59,31 @@ class MeasuredLevel:
         return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum()
 
 
-class ElementLevel(MeasuredLevel):
+class AnchorLevel(MeasuredLevel):
+    """A level whose elements each have a region: its input and weights as rows, one per anchor."""
+
+    chunk = 1 << 20  # elements: 4 MB of fp32 stay in the cache, and hide the cost of each call
+
+    def __init__(self, level: Level, options: Options):
+        super().__init__(level, options)
+        self.columns = level.columns if level.input.numel() else 1
+        self.input = level.input.reshape(-1, self.columns)
+        self.weight = None
+        if level.weight is not None:
+            self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+
+    def chunks(self) -> list[slice]:
+        """Slices of the rows. The elements of each but the last are a multiple of BLOCK."""
+        step = BLOCK // math.gcd(BLOCK, self.columns)
+        rows = max(step, self.chunk // self.columns // step * step)
+        return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
+
+    def is_ignored(self, rows: slice) -> Tensor:
+        """[rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
+        return ~(self.weight[rows] > 0)
+
+
+class ElementLevel(AnchorLevel):
     """A level with one target per element. `terms`: (inputs, targets) to (gradient norm, loss, residual).
 
     Losses are summed per slot while they are in the cache. The gradient takes a second pass over the residuals.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 
+from .criterion import HarmonizedBCE
 from .trainer import GHMDetectionTrainer
 
 
@@ -31,18 +32,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         type=_setting,
         metavar="NAME=VALUE",
-        help="a train setting of Ultralytics; model is required",
+        help="training settings of Ultralytics; model is required",
     )
     parser.add_argument("--bins", type=int, default=GHMDetectionTrainer.bins, help="number of unit regions")
     parser.add_argument(
-        "--momentum", type=float, default=GHMDetectionTrainer.momentum, help="of the moving average of the density"
+        "--momentum",
+        type=float,
+        default=GHMDetectionTrainer.momentum,
+        help="momentum of the moving average of the density",
     )
     parser.add_argument(
-        "--exponent", type=float, default=GHMDetectionTrainer.exponent, help="of the density: 1 is the paper, 0 is BCE"
+        "--exponent",
+        type=float,
+        default=GHMDetectionTrainer.exponent,
+        help="exponent of the density: 1 is the paper, 0 is BCE",
     )
     options = parser.parse_intermixed_args(arguments)
     if "model" not in dict(options.settings):
         parser.error("model=... is required, for example model=yolo11n.yaml")
+    try:
+        HarmonizedBCE(bins=options.bins, momentum=options.momentum, exponent=options.exponent)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 

@@ -11,17 +11,17 @@ from .criterion import HarmonizedBCE, harmonize_criterion, losses_of_branches
 
 
 class GHMDetectionTrainer(DetectionTrainer):
-    """Ultralytics' `DetectionTrainer` with GHM-C in the place of binary cross entropy.
+    """Ultralytics' `DetectionTrainer` with GHM-C in place of binary cross entropy.
 
     The classification term of each batch has the value that binary cross entropy has (:class:`HarmonizedBCE`), so that
     the gain `cls` keeps its meaning. The box terms do not change. Each branch of an end-to-end model has its own
     density. With several processes, the density is that of all processes.
 
     The model and the checkpoints are those of Ultralytics. A checkpoint holds the running counts in the attribute
-    `ghm_density` of its model, and `resume=True` continues from them. To load a checkpoint, ghm_triton is not needed.
+    `ghm_density` of its model, and `resume=True` continues from them. Loading a checkpoint does not need ghm_triton.
 
     Attributes:
-        bins, momentum, exponent: As for :func:`ghm_triton.ghmc_loss`. A subclass sets other values.
+        bins, momentum, exponent: As for :func:`ghm_triton.ghmc_loss`. To change one, derive a class.
 
     Raises:
         TypeError, ValueError: One of these attributes is not as described.
@@ -45,7 +45,7 @@ class GHMDetectionTrainer(DetectionTrainer):
         """The gradient density of each branch: "one2many" and "one2one", or "detect" if there is only one.
 
         Raises:
-            RuntimeError: `momentum` is 0, with which nothing is kept.
+            RuntimeError: `momentum` is 0, so there is no moving average.
         """
         return {name: loss.density() for name, loss in self._losses().items()}
 
@@ -69,7 +69,9 @@ class GHMDetectionTrainer(DetectionTrainer):
             if loss.running_counts is None:
                 continue
             if name not in counts:
-                LOGGER.warning(f"{self.args.model} has no running counts of {name!r}. The density starts anew.")
+                LOGGER.warning(
+                    f"{self.args.model} has no running counts of {name!r}. The moving average starts from zero."
+                )
                 continue
             if counts[name].shape != loss.running_counts.shape:
                 raise ValueError(f"bins must be {len(counts[name]) - 1} as in {self.args.model}, got {self.bins}")

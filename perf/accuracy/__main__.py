@@ -36,7 +36,7 @@ SMOKE_EXPONENTS = [1.0, EXPONENT]
 
 
 def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
-    """The runs of the plan that have no row yet, as far as the rows determine the plan."""
+    """The runs of the plan that have no row yet. A complete grid in the rows chooses the settings of later runs."""
     compared = [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
     names = ("stages", "tasks", "steps", "seeds", "ablation_seeds")
     runs = plan.runs(rows, compared=compared, **{name: getattr(options, name) for name in names})
@@ -59,7 +59,7 @@ def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, optio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do the runs that are left, as far as time allows, and print the tables. Return the exit code."""
+    """Do the runs that are left while time allows, and print the tables. Return the exit code."""
     parser, options = _parse(arguments)
     plan = SMOKE if options.smoke else FULL
     torch.set_num_threads(options.threads)
@@ -107,14 +107,16 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         default=exponents,
         help="exponents of the tempered density",
     )
-    add("--seeds", type=positive_int, default=5, help='of each pair of losses in the stage "main"')
-    add("--ablation-seeds", type=positive_int, default=2, help='of each setting in "ablation" and "batch"')
-    add("--steps", type=positive_int, default=800, help='of a run in the stage "main"; other stages take half')
-    add("--scenes", type=positive_int, default=300, help="of digits, held out to evaluate on")
-    add("--threads", type=positive_int, default=torch.get_num_threads(), help="of PyTorch")
-    add("--max-minutes", type=minutes, default=math.inf, help="start no run that would end later")
+    add("--seeds", type=positive_int, default=5, help='seeds per pair of losses in the stage "main"')
+    add("--ablation-seeds", type=positive_int, default=2, help='seeds per setting in "ablation" and "batch"')
+    add("--steps", type=positive_int, default=800, help='steps of a run in the stage "main"; other stages take half')
+    add("--scenes", type=positive_int, default=300, help="held-out scenes of digits for the evaluation")
+    add("--threads", type=positive_int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    add("--max-minutes", type=minutes, default=math.inf, help="start no run that would end later than this")
     add(
-        "--smoke", action="store_true", help="a few runs of 4 steps in a temporary folder, to see that everything works"
+        "--smoke",
+        action="store_true",
+        help="a few runs of 4 steps in a temporary folder, to check that everything works",
     )
     add("--out", type=Path, default=Path("perf/results/accuracy-cpu.csv"), help="CSV to continue")
     add("--backbone", type=Path, help="file of the pre-trained weights; OUT-backbone.pt beside the CSV if not given")

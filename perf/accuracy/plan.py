@@ -92,7 +92,7 @@ class Plan:
     exponents: tuple[float, ...] = EXPONENTS
 
     def grid(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> list[Run]:
-        """The runs that the rate and the box weight for runs of `steps` are chosen from, as far as `rows` determine.
+        """The runs that the rate and the box weight for runs of `steps` are chosen from, given the results in `rows`.
 
         First the cells that the search starts from. When all of these are in `rows`, also the neighbors of the best
         cell, until the best cell has all its neighbors.

@@ -117,10 +117,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--exponents", nargs="+", metavar="RHO", type=float, default=[0.5], help="exponents of GHM-C")
     add("--seeds", type=positive_int, default=3, help="runs per loss")
-    add("--epochs", type=positive_int, default=20, help="of a run")
-    add("--images", type=positive_int, default=1000, help="to train on")
-    add("--scenes", type=positive_int, default=200, help="held out to evaluate on")
-    add("--threads", type=positive_int, default=1, help="of PyTorch")
+    add("--epochs", type=positive_int, default=20, help="epochs per run")
+    add("--images", type=positive_int, default=1000, help="training images")
+    add("--scenes", type=positive_int, default=200, help="held-out scenes for the evaluation")
+    add("--threads", type=positive_int, default=1, help="CPU threads of PyTorch")
     add("--out", type=Path, default=Path("perf/results/yolo-cpu.csv"), help="CSV to continue")
     return parser.parse_args(arguments)
 

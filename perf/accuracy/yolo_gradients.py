@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("perf.accuracy.yolo_gradients", __doc__)
     add = parser.add_argument
-    add("--images", type=positive_int, default=1000, help="to train on, 16 per step")
-    add("--epochs", type=positive_int, default=3, help="to train")
+    add("--images", type=positive_int, default=1000, help="training images, 16 per step")
+    add("--epochs", type=positive_int, default=3, help="training epochs")
     add("--out", type=Path, default=Path("perf/results/yolo-gradients-cpu.csv"), help="CSV to write")
     add("--figure", type=Path, default=Path("docs/images/yolo-gradients.png"), help="figure to draw")
     return parser.parse_args(arguments)

@@ -7,7 +7,6 @@ draws the counts, the share of each region in the total weight, and the weight o
 Without a checkpoint, only draws the CSV.
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,9 @@ import torch
 
 from ghm_triton import GHMCLoss
 from ghm_triton.conventions import state_size
+from ghm_triton.detection.training.checkpoint import load_checkpoint
+
+from ..arguments import command_parser
 
 EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
 COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}
@@ -22,8 +24,17 @@ COUNTS = "head.classification_loss.running_counts"
 
 
 def read_counts(checkpoint: Path) -> pd.DataFrame:
-    """One row per region: its edges, and the moving average of the number of elements in it."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+    """One row per region: its edges, and the moving average of the number of elements in it.
+
+    Raises:
+        OSError: The file does not exist, or cannot be read.
+        ValueError: It is not a checkpoint of a detector with GHM-C.
+    """
+    state = load_checkpoint(checkpoint)["model"]
+    if COUNTS not in state:
+        raise ValueError(
+            f"checkpoint must be of a RetinaNet or FCOS trained with GHM-C, got {checkpoint} without {COUNTS}"
+        )
     loss = GHMCLoss(bins=len(state[COUNTS]) - 1)
     loss.load_state_dict({"running_counts": state[COUNTS]})
     density = loss.density()
@@ -67,18 +78,20 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.density",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = command_parser("perf.density", __doc__.splitlines()[0])
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", help="checkpoint.pt of a training with GHM-C; without it, --csv is read"
     )
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="of ghm_triton.detection.train with GHM-C")
-    parser.add_argument("--csv", type=Path, default=Path("perf/results/density-cpu.csv"), help="the counts")
-    parser.add_argument("--image", type=Path, default=Path("docs/images/density.png"), help="the figure")
+    parser.add_argument("--csv", type=Path, default=Path("perf/results/density-cpu.csv"), help="CSV of the counts")
+    parser.add_argument("--image", type=Path, default=Path("docs/images/density.png"), help="figure to write")
     options = parser.parse_args(arguments)
     if options.checkpoint is not None:
+        try:
+            counts = read_counts(options.checkpoint)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
         options.csv.parent.mkdir(parents=True, exist_ok=True)
-        read_counts(options.checkpoint).to_csv(options.csv, index=False, float_format="%.6g")
+        counts.to_csv(options.csv, index=False, float_format="%.6g")
     draw(pd.read_csv(options.csv), options.image)
     print(f"{options.csv}, {options.image}")
 

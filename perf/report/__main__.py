@@ -19,7 +19,7 @@ from .tables import times, warnings
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser("perf.report", __doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE.csv", help="written by perf.sweep")
+    parser.add_argument("files", nargs="+", metavar="FILE.csv", help="CSV files of perf.sweep")
     parser.add_argument("--out", type=Path, help="folder of the report; FILE-report beside the first file if not given")
     options = parser.parse_args(arguments)
     try:

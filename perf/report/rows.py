@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..sweep.columns import KEY
+
 FORWARD_BACKWARD = "forward_backward"
 MODES = {
     FORWARD_BACKWARD: "forward and backward",
@@ -22,7 +24,7 @@ def load(paths: Sequence[str | Path]) -> pd.DataFrame:
     A file with several devices or numbers of threads has several sources, whose names tell them apart.
 
     Raises:
-        ValueError: Two files have the same name.
+        ValueError: Two files have the same name, or a file is not one of perf.sweep.
     """
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
@@ -30,6 +32,9 @@ def load(paths: Sequence[str | Path]) -> pd.DataFrame:
     frames = []
     for path, name in zip(paths, names):
         rows = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS})
+        missing = [name for name in KEY if name not in rows.columns]
+        if missing:
+            raise ValueError(f"{path} must be a CSV of perf.sweep, got one without the column {missing[0]!r}")
         sources = rows.groupby(["device", "threads"], sort=False).ngroup()
         source = (
             name if sources.nunique() == 1 else name + ", " + rows["device"] + ", " + count_threads(rows["threads"])

@@ -12,7 +12,7 @@ import torch
 
 from ..arguments import command_parser, positive_int
 from ..resumable_csv import ResumableCsv
-from .cases import plan_cases
+from .cases import BASE, plan_cases
 from .columns import COLUMNS, KEY
 from .gpu_meters import open_meter
 from .implementations import find_implementations
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser("perf.sweep", __doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, under a minute on two CPU cores")
+    parser.add_argument("--losses", nargs="+", choices=BASE, default=list(BASE), help="losses whose cases are measured")
     parser.add_argument("--device", default="auto", help="auto (the first GPU, else the CPU), cpu, cuda, xpu or cuda:N")
     parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of PyTorch on the CPU")
     parser.add_argument("--out", default=OUT, help='CSV to write or continue; {device} is its name, with "-quick"')
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     torch.set_num_threads(options.threads)
-    cases = plan_cases(quick=options.quick, device=meter.device)
+    cases = [case for case in plan_cases(quick=options.quick, device=meter.device) if case.loss in options.losses]
     print(f"{meter.name}, {options.threads} threads, PyTorch {torch.__version__} -> {table.path}")
     if meter.device.type == "cpu" and hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:
         print(f"The machine is busy (load {os.getloadavg()[0]:.1f}). Threads will wait; --threads 1 suffers least.")

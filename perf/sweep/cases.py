@@ -1,6 +1,7 @@
 """The cases that the sweep measures."""
 
 import dataclasses
+import math
 
 import torch
 
@@ -10,15 +11,20 @@ RETINANET = 2 * 9 * (100 * 168 + 50 * 84 + 25 * 42 + 13 * 21 + 7 * 11)
 RETINANET_NAME = "RetinaNet 800x1333 batch 2"
 ANCHORS = 100_000  # half an image of RetinaNet at 800 x 1333
 COMPILED_SIZES = (10**6, ANCHORS * CLASSES)
-BASE = {"ghmc": {}, "ghmr": {"bins": 10, "target": "dense"}}  # fields other than the defaults of Case
+BASE = {"ghmc": {}, "ghmr": {"bins": 10, "target": "dense"}, "cross_entropy": {}}  # fields other than Case's defaults
+SOFTMAX = {  # shapes of the logits of softmax classifiers, by size: images, tokens, pixels with the classes second
+    "8,192 x 1,000": (8192, 1000),
+    "2,048 x 32,768": (2048, 32768),
+    "8 x 19 x 256 x 256": (8, 19, 256, 256),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One input of the losses. The fields are columns of the CSV."""
 
-    loss: str  # "ghmc" or "ghmr"
-    rows: int  # anchors
+    loss: str  # "ghmc", "ghmr" or "cross_entropy"
+    rows: int  # anchors, or examples
     columns: int  # classes, or 4 box deltas
     dtype: str = "float32"
     bins: int = 30
@@ -33,8 +39,15 @@ class Case:
     @property
     def compiled(self) -> bool:
         """Whether torch.compile is timed too, which takes most of a minute per case."""
+        if self.loss == "cross_entropy":
+            return self == softmax_case(self.size) if self.size else False
         base = Case(self.loss, self.rows, self.columns, distribution=self.distribution, **BASE[self.loss])
         return self.elements in COMPILED_SIZES and self == base
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the input."""
+        return SOFTMAX.get(self.size, (self.rows, self.columns))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -50,6 +63,22 @@ def _sized(loss: str, elements: float, **fields) -> Case:
     return Case(loss, int(elements) // columns, columns, **fields)
 
 
+def softmax_case(size: str, **fields) -> Case:
+    """The case of a size in SOFTMAX."""
+    rows, columns, *space = SOFTMAX[size]
+    return Case("cross_entropy", math.prod((rows, *space)), columns, size=size, **fields)
+
+
+def _softmax_cases(*, quick: bool, on_cpu: bool) -> list[Case]:
+    """All sizes, and the other dtypes and distributions at the first; on a GPU, 16 bits at all sizes."""
+    if quick:
+        return [Case("cross_entropy", 500, 1000), Case("cross_entropy", 500, 1000, dtype="bfloat16")]
+    first = next(iter(SOFTMAX))
+    cases = [softmax_case(size) for size in SOFTMAX]
+    cases += [softmax_case(size, dtype="bfloat16") for size in (SOFTMAX if not on_cpu else [first])]
+    return cases + [softmax_case(first, distribution=name) for name in ("start", "uniform")]
+
+
 def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
     """The sizes of one base case per loss, and then one factor at a time."""
     if quick:
@@ -61,7 +90,8 @@ def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
         sizes, bins = sizes + [1e8], bins + [300]
         sizes = sizes if quick else sizes + [1e9]
     cases = []
-    for loss, fields in BASE.items():
+    for loss in ("ghmc", "ghmr"):
+        fields = BASE[loss]
         cases += [_sized(loss, elements, **fields) for elements in sizes]
         if not quick or device.type != "cpu":
             cases.append(_named(loss, **fields))
@@ -75,4 +105,5 @@ def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
     if device.type != "cpu":
         cases.append(_named("ghmc", dtype="bfloat16"))
         cases.append(_named("ghmc", distribution="uniform"))
+    cases += _softmax_cases(quick=quick, on_cpu=device.type == "cpu")
     return list(dict.fromkeys(cases))

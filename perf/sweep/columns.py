@@ -30,7 +30,7 @@ VALUES = [
     "gb_per_s",  # min_bytes in p50_ms
     "copy_gb_per_s",  # of a copy on this device, measured with this case
     "copy_percent",
-    "ratio_to_bce",  # median over the repetitions of the ratio to binary cross entropy in the same repetition
+    "ratio_to_bce",  # median over the repetitions of the ratio to (binary) cross entropy in the same repetition
     "ratio_p20",
     "ratio_p80",
     "peak_extra_bytes",

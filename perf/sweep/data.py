@@ -12,10 +12,10 @@ POSITIVE_ANCHORS = 0.005
 
 
 class Data(NamedTuple):
-    input: Tensor  # [rows, columns], a leaf that requires grad
-    target: Tensor  # int64 [rows], `columns` for background; or [rows, columns] in the dtype of `input`
-    one_hot: Tensor  # fp32 [rows, columns]: the target that binary cross entropy and focal loss get
-    weight: Tensor  # fp32 ones [rows], or [rows, columns] beside a dense target: what mmdetection's heads pass
+    input: Tensor  # of case.shape, a leaf that requires grad
+    target: Tensor  # int64, one per row, `columns` for background; or [rows, columns] in the dtype of `input`
+    one_hot: Tensor  # fp32 [rows, columns]: the target that binary cross entropy and focal loss get; or empty
+    weight: Tensor  # fp32 ones in the shape of `target`: what mmdetection's heads pass
     scale: (
         Tensor  # fp32 []: the gradient that backward starts from; in fp16 as large as GradScaler's, or it rounds to 0
     )
@@ -24,7 +24,7 @@ class Data(NamedTuple):
 def make_data(case: Case, device: torch.device, seed: int = 0) -> Data:
     """The tensors of `case`, the same in every run on one kind of device."""
     generator = torch.Generator(device).manual_seed(seed)
-    make = _classification if case.loss == "ghmc" else _regression
+    make = {"ghmc": _classification, "ghmr": _regression, "cross_entropy": _softmax}[case.loss]
     input, target, one_hot = make(case, device, generator)
     weight = torch.ones(target.shape, device=device)
     scale = torch.tensor(65536.0 if case.dtype == "float16" else 1.0, device=device)
@@ -59,3 +59,21 @@ def _regression(case, device, generator):
         norm = torch.empty(shape, device=device).uniform_(0.001, 0.999, generator=generator)
         input = target + noise.sign() * MU * norm / (1 - norm * norm).sqrt()
     return input, target.to(case.torch_dtype), (target > 0).float()
+
+
+def _softmax(case, device, generator):
+    """Logits N(0, 1) apart from the labels', from which the probability of the label follows.
+
+    That probability is sigmoid(N(4, 2)) after training, or uniform. At the start, all logits are near 0.
+    """
+    logits = torch.empty(case.shape, device=device).normal_(generator=generator)
+    shape = (case.shape[0], 1, *case.shape[2:])
+    label = torch.randint(case.columns, shape, device=device, generator=generator)
+    if case.distribution == "start":
+        return logits.mul_(0.1), label.squeeze(1), logits.new_empty(0)
+    if case.distribution == "trained":
+        odds = torch.empty(shape, device=device).normal_(4, 2, generator=generator)
+    else:
+        odds = torch.empty(shape, device=device).uniform_(0.001, 0.999, generator=generator).logit_()
+    others = logits.scatter_(1, label, -torch.inf).logsumexp(1, keepdim=True)
+    return logits.scatter_(1, label, others + odds), label.squeeze(1), logits.new_empty(0)

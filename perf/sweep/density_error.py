@@ -60,7 +60,9 @@ def density_error(case: Case) -> dict:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser("perf.sweep.density_error", __doc__)
-    parser.add_argument("--anchors", type=positive_int, default=12_500, help=f"with {CLASSES} classes each")
+    parser.add_argument(
+        "--anchors", type=positive_int, default=12_500, help=f"number of anchors, with {CLASSES} classes each"
+    )
     parser.add_argument("--bins", nargs="+", type=positive_int, metavar="M", default=list(BINS), help="numbers of bins")
     parser.add_argument("--out", type=Path, help="CSV to write; without it, the table is only printed")
     options = parser.parse_args(arguments)

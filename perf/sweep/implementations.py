@@ -20,7 +20,9 @@ from .data import MU, Data
 
 ALPHA, GAMMA = 0.25, 2.0  # focal loss
 BETA = 1 / 9  # smooth L1
-BASELINE = "bce"
+DENSE, SOFTMAX = ("ghmc", "ghmr"), ("cross_entropy",)  # losses
+ALL = DENSE + SOFTMAX
+BASELINES = {"ghmc": "bce", "ghmr": "bce", "cross_entropy": "cross_entropy"}  # by loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,31 +59,41 @@ class Implementation:
 
 def _ours(backend: str, wrap: Callable = lambda function: function) -> Callable[[Case, Data], Tensor]:
     ghmc, ghmr = wrap(ghm_triton.ghmc_loss), wrap(ghm_triton.ghmr_loss)
+    cross_entropy = wrap(ghm_triton.ghm_cross_entropy)
 
     def call(case, data):
         if case.loss == "ghmc":
             return ghmc(data.input, data.target, bins=case.bins, backend=backend)
+        if case.loss == "cross_entropy":
+            return cross_entropy(data.input, data.target, bins=case.bins, backend=backend)
         return ghmr(data.input, data.target, mu=MU, bins=case.bins, backend=backend)
 
     return call
 
 
 def _compiled() -> list[Implementation]:
-    """Eager and the baseline through torch.compile, for fixed shapes: call torch.compiler.reset() before each case."""
+    """Eager and the baselines through torch.compile, for fixed shapes: call torch.compiler.reset() before each case."""
 
     def wrap(function):
         return torch.compile(function, dynamic=False)
 
     bce = wrap(lambda input, target: F.binary_cross_entropy_with_logits(input.float(), target))
-    both = ("ghmc", "ghmr")
+    cross_entropy = wrap(lambda input, target: F.cross_entropy(input.float(), target))
     return [
-        Implementation("eager_compiled", both, "ghm_paper", _ours("eager", wrap), waits=True, compiles=True),
+        Implementation("eager_compiled", ALL, "ghm_paper", _ours("eager", wrap), waits=True, compiles=True),
         Implementation(
             "bce_compiled",
-            both,
+            DENSE,
             "bce",
             lambda case, data: bce(data.input, data.one_hot),
             takes_one_hot=True,
+            compiles=True,
+        ),
+        Implementation(
+            "cross_entropy_compiled",
+            SOFTMAX,
+            "cross_entropy",
+            lambda case, data: cross_entropy(data.input, data.target),
             compiles=True,
         ),
     ]
@@ -120,6 +132,14 @@ def _region_loop(case, data):
     return (F.binary_cross_entropy_with_logits(input, target, reduction="none") * weights).sum() / total
 
 
+def _softmax_region_loop(case, data):
+    input = data.input.float()
+    label = data.target.unsqueeze(1)
+    norm = 1 - input.detach().softmax(1).gather(1, label).squeeze(1)
+    weights, total = region_weights(norm, data.weight > 0, case.bins)
+    return (F.cross_entropy(input, data.target, reduction="none") * weights).sum() / total
+
+
 def _exact(case, data):
     return exact_ghmc_loss(data.input, data.one_hot, bins=case.bins)
 
@@ -128,11 +148,15 @@ def _bce(case, data):
     return F.binary_cross_entropy_with_logits(data.input.float(), data.one_hot)
 
 
+def _cross_entropy(case, data):
+    return F.cross_entropy(data.input.float(), data.target)
+
+
 def _smooth_l1(case, data):
     return F.smooth_l1_loss(data.input.float(), data.target.float(), beta=BETA)
 
 
-def _optional() -> list[Implementation]:
+def _optional(device: torch.device) -> list[Implementation]:
     """Losses of other packages that are installed."""
     found = []
     try:
@@ -151,7 +175,19 @@ def _optional() -> list[Implementation]:
             loss = GHMC(bins=case.bins) if case.loss == "ghmc" else GHMR(mu=MU, bins=case.bins)
             return loss.to(data.input.device)(data.input.float(), data.target, data.weight)
 
-        found.append(Implementation("mmdet", ("ghmc", "ghmr"), "ghm_mmdet", mmdet, waits=True))
+        found.append(Implementation("mmdet", DENSE, "ghm_mmdet", mmdet, waits=True))
+    except ImportError:
+        pass
+    try:
+        from liger_kernel.transformers import LigerCrossEntropyLoss
+
+        def liger(case, data):
+            """On a copy with the classes last: its forward overwrites the logits with their gradient."""
+            rows = data.input.movedim(1, -1).clone(memory_format=torch.contiguous_format).view(-1, case.columns)
+            return LigerCrossEntropyLoss()(rows, data.target.view(-1))
+
+        if device.type != "cpu":
+            found.append(Implementation("liger", SOFTMAX, "cross_entropy", liger))
     except ImportError:
         pass
     return found
@@ -159,12 +195,13 @@ def _optional() -> list[Implementation]:
 
 def find_implementations(device: torch.device, *, compiled: bool = False) -> list[Implementation]:
     """The implementations that run on `device`; those through torch.compile only if `compiled`."""
-    both = ("ghmc", "ghmr")
-    found = [Implementation("eager", both, "ghm_paper", _ours("eager"), waits=True)]
+    found = [Implementation("eager", ALL, "ghm_paper", _ours("eager"), waits=True)]
     if device.type != "cpu" and ghm_backend.kernels is not None:
-        found.insert(0, Implementation("triton", both, "ghm_paper", _ours("triton")))
+        found.insert(0, Implementation("triton", ALL, "ghm_paper", _ours("triton")))
     found.append(Implementation("exact", ("ghmc",), "ghm_exact", _exact, takes_one_hot=True))
-    found.append(Implementation("region_loop", both, "ghm_mmdet", _region_loop, waits=True))
-    found.append(Implementation(BASELINE, both, "bce", _bce, takes_one_hot=True))
+    found.append(Implementation("region_loop", DENSE, "ghm_mmdet", _region_loop, waits=True))
+    found.append(Implementation("softmax_region_loop", SOFTMAX, "ghm_mmdet", _softmax_region_loop, waits=True))
+    found.append(Implementation("bce", DENSE, "bce", _bce, takes_one_hot=True))
+    found.append(Implementation("cross_entropy", SOFTMAX, "cross_entropy", _cross_entropy))
     found.append(Implementation("smooth_l1", ("ghmr",), "smooth_l1", _smooth_l1))
-    return found + (_compiled() if compiled else []) + _optional()
+    return found + (_compiled() if compiled else []) + _optional(device)

@@ -9,7 +9,7 @@ import torch
 
 from .cases import Case
 from .data import Data
-from .implementations import BASELINE, Implementation
+from .implementations import BASELINES, Implementation
 from .reference import Reference
 from .timed_calls import GraphReplay, LossCall, TimedCall
 
@@ -62,14 +62,15 @@ def measure_group(
             calls[name] = call
         except Exception as error:
             rows[name] = rows.get(name, {}) | failure(error).row
-    times = _interleave(calls, elapsed, timer, meter, budget_s / max(1, len(implementations)), repetitions)
+    baseline = BASELINES[case.loss]
+    times = _interleave(calls, elapsed, timer, meter, budget_s / max(1, len(implementations)), repetitions, baseline)
     for implementation in implementations:
         row = rows[implementation.name]
         own = times.get(implementation.name)
         if isinstance(own, Failed):
             row = row | own.row
         elif own:
-            row = row | {"status": "ok"} | _summary(own, times.get(BASELINE))
+            row = row | {"status": "ok"} | _summary(own, times.get(baseline))
             row["min_bytes"] = implementation.least_bytes(case, mode)
             row["gb_per_s"] = row["min_bytes"] / row["p50_ms"] / 1e6
         yield implementation, row
@@ -99,7 +100,7 @@ def _checked_call(implementation, case, data, mode, timer, meter, reference) -> 
     return call, values, elapsed
 
 
-def _interleave(calls, elapsed, timer, meter, share_s, repetitions) -> dict[str, dict[int, float] | Failed]:
+def _interleave(calls, elapsed, timer, meter, share_s, repetitions, baseline) -> dict[str, dict[int, float] | Failed]:
     """Milliseconds of each call by round, or why it failed.
 
     Each round has all calls in a random order, so that drift and the state of the caches affect all in the same way. A
@@ -111,8 +112,8 @@ def _interleave(calls, elapsed, timer, meter, share_s, repetitions) -> dict[str,
         floor = least if elapsed[name] < SLOW_S else min(3, least)
         wanted[name] = min(most, max(floor, int(share_s / max(elapsed[name], 1e-9))))
     rounds = max(wanted.values(), default=0)
-    if BASELINE in wanted:
-        wanted[BASELINE] = rounds
+    if baseline in wanted:
+        wanted[baseline] = rounds
     times = {name: {} for name in calls}
     shuffle = random.Random(0)
     for index in range(rounds):

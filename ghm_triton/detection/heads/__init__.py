@@ -25,22 +25,21 @@ def harmonize(
     classification_loss: nn.Module | None = None,
     regression_loss: nn.Module | None = None,
 ) -> RetinaNet | FCOS | SSD:
-    """Make `model` train with these losses, each of which takes one density over the batch and all levels.
+    """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
-    Without losses, both are the paper's: `GHMCLoss()` and `GHMRLoss()`. With one loss, the model keeps its own in place
-    of the other. For anything but the paper's setting with large batches, `exponent=0.5` is recommended for both.
+    Without losses, the paper's are used: `GHMCLoss()` and `GHMRLoss()`. With only one loss, torchvision's loss is used
+    for the other part. `exponent=0.5` is recommended for both, except for the paper's setting with large batches.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
-    `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss`. The
-    losses move to the device of the model and take its mode. For several processes, call this before the model is
-    wrapped in DistributedDataParallel.
+    `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for
+    an SSD, without `head.`). The losses move to the device of the model and take its mode. For several processes, call
+    this before the model is wrapped in DistributedDataParallel.
 
-    An FCOS regresses boxes by their generalized IoU, and a centerness by cross entropy. GHM-R is defined for
-    differences of box deltas and applies to neither: `regression_loss` must be left out, and `harmonize(fcos)` sets
-    GHM-C alone.
+    FCOS regresses boxes with the generalized IoU and centerness with cross entropy. GHM-R is defined for differences of
+    box deltas and applies to neither: `regression_loss` must be left out, and `harmonize(fcos)` sets only GHM-C.
 
-    An SSD classifies by a softmax over the background (label 0) and the classes, with hard negative mining. It gets
-    `GHMCrossEntropyLoss` over all anchors instead, without mining. Its encoded box deltas are 5 to 10 times those of a
+    SSD classifies with a softmax over the background (label 0) and the classes, and mines hard negatives. Here it gets
+    `GHMCrossEntropyLoss` over all anchors, without mining. Its encoded box deltas are 5 to 10 times those of a
     RetinaNet: the paper's mu corresponds to ``GHMRLoss(mu=0.2)``, which is what `harmonize(ssd)` sets.
 
     Args:
@@ -52,7 +51,8 @@ def harmonize(
             scalar.
 
     Raises:
-        TypeError: `model` is not a RetinaNet, FCOS or SSD, its head is not torchvision's, or a loss is not a module.
+        TypeError: `model` is not a RetinaNet, FCOS or SSD, its head is not torchvision's, a loss is not a module, or it
+            is a GHM loss of another kind: GHM-C for boxes or for the softmax of an SSD, for example.
         ValueError: `regression_loss` is given for an FCOS.
 
     Example:
@@ -60,10 +60,8 @@ def harmonize(
         >>> model = harmonize(model, GHMCLoss(exponent=0.5), GHMRLoss(exponent=0.5))
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
-    for name, loss in (("classification_loss", classification_loss), ("regression_loss", regression_loss)):
-        if not isinstance(loss, nn.Module | None):
-            raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
     losses = classification_loss, regression_loss
+    _check_losses(model, *losses)
     if losses == (None, None):
         losses = _paper_losses(model)
     if isinstance(model, SSD):
@@ -75,6 +73,30 @@ def harmonize(
         if loss is not None:
             loss.to(device).train(model.training)
     return model
+
+
+def _check_losses(model, classification_loss: nn.Module | None, regression_loss: nn.Module | None) -> None:
+    softmax = isinstance(model, SSD)
+    classifier = "softmax" if softmax else "sigmoid"
+    wanted, other = (GHMCrossEntropyLoss, GHMCLoss) if softmax else (GHMCLoss, GHMCrossEntropyLoss)
+    for name, loss, expected, wrong in (
+        (
+            "classification_loss",
+            classification_loss,
+            f"a loss for a {classifier}, such as {wanted.__name__}",
+            (GHMRLoss, other),
+        ),
+        (
+            "regression_loss",
+            regression_loss,
+            "a loss for box deltas, such as GHMRLoss",
+            (GHMCLoss, GHMCrossEntropyLoss),
+        ),
+    ):
+        if not isinstance(loss, nn.Module | None):
+            raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
+        if isinstance(loss, wrong):
+            raise TypeError(f"{name} must be {expected}, got {type(loss).__name__}")
 
 
 def _paper_losses(model) -> tuple[nn.Module, nn.Module | None]:

@@ -88,5 +88,5 @@ def describe_schedule(options: argparse.Namespace, images: int) -> str:
     rate = options.lr
     for fall in learning_rate_falls(options, steps):
         rate /= 10
-        text += f", {rate:.3g} after {fall:,}"
+        text += f", {rate:.3g} after {fall:,} steps"
     return text

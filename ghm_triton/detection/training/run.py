@@ -67,7 +67,7 @@ class Run:
         if self.options.resume:
             return load_checkpoint(self.checkpoint)
         if self.checkpoint.exists():
-            raise FileExistsError(f"output must hold no checkpoint, got {self.checkpoint}; --resume goes on from it")
+            raise FileExistsError(f"output must hold no checkpoint, got {self.checkpoint}; --resume continues from it")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.processes.gather(None)  # no process writes before all have looked
         return None
@@ -99,7 +99,7 @@ class Run:
         except OSError as error:
             if must:
                 raise
-            warnings.warn(f"{error}; the training goes on", stacklevel=2)
+            warnings.warn(f"{error}; training continues", stacklevel=2)
 
     def _stop_if_asked(self, *, save: bool = True) -> None:
         if self.processes.any(self.request.asked):

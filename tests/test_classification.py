@@ -1,0 +1,166 @@
+"""The comparison of softmax losses on digits: its data, losses, training, table, and command."""
+
+import re
+
+import pytest
+import torch
+
+for module in ("torchvision", "sklearn", "pandas", "matplotlib"):
+    pytest.importorskip(module)
+
+import pandas as pd
+from sklearn.datasets import load_digits
+
+from ghm_triton import ghm_cross_entropy
+from ghm_triton.classification import train
+from ghm_triton.classification.images import load_images
+from ghm_triton.classification.losses import LOSSES, focal_loss
+from ghm_triton.classification.report import plot, table
+from ghm_triton.classification.split import split as split_images
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [1.0, 1.0, 1.0]])
+LABELS = torch.tensor([0, 2, 1])
+
+
+def split_digits(**options):
+    return split_images(load_images("digits"), **options)
+
+
+def pixels(images):
+    return {tuple(image.tolist()) for image in images}
+
+
+@pytest.mark.parametrize("imbalance", [1, 10, 100])
+def test_split(imbalance):
+    """The class sizes fall geometrically; no image is in both parts; the test part is balanced."""
+    split = split_digits(imbalance=imbalance, wrong_labels=0.0, seed=3)
+    sizes = split.train_labels.bincount(minlength=10).tolist()
+    expected = [129, 129 / imbalance ** (1 / 9), 129 / imbalance ** (5 / 9), 129 / imbalance]
+    for size, wanted in zip([sizes[rank] for rank in (0, 1, 5, 9)], expected):
+        assert wanted - 5.5 <= size <= wanted + 0.5  # the rarest of the digits has 5 images less
+    assert split.test_labels.bincount().tolist() == [50] * 10
+    assert not pixels(split.train_images) & pixels(split.test_images)
+    assert pixels(split.train_images) <= pixels(torch.from_numpy(load_digits().data).float() / 16)
+
+
+def test_labels_of_a_class_are_one_digit():
+    """Train and test agree on the digit of each class."""
+    digits = load_digits()
+    found = {
+        tuple(image.tolist()): digit for image, digit in zip(torch.from_numpy(digits.data).float() / 16, digits.target)
+    }
+    split = split_digits(imbalance=10, wrong_labels=0.0, seed=1)
+    kinds = {}
+    for images, labels in ((split.train_images, split.train_labels), (split.test_images, split.test_labels)):
+        for image, label in zip(images, labels.tolist()):
+            kinds.setdefault(label, set()).add(found[tuple(image.tolist())])
+    assert sorted(digit for (digit,) in kinds.values()) == list(range(10))
+
+
+def test_wrong_labels():
+    """A label is replaced by another class, each of which comes up, and the images stay."""
+    clean, noisy, hopeless = (split_digits(imbalance=1, wrong_labels=share, seed=0) for share in (0.0, 0.4, 1.0))
+    assert torch.equal(clean.train_images, noisy.train_images) and torch.equal(clean.test_labels, noisy.test_labels)
+    changed = clean.train_labels != noisy.train_labels
+    assert 0.35 < changed.float().mean() < 0.45  # 1,286 draws: 0.4 and 3.6 standard deviations
+    assert (clean.train_labels != hopeless.train_labels).all()
+    assert ((hopeless.train_labels - clean.train_labels) % 10).unique().tolist() == list(range(1, 10))
+    other = split_digits(imbalance=1, wrong_labels=0.0, seed=1)
+    assert pixels(other.test_images) != pixels(clean.test_images)
+
+
+def test_losses():
+    """Focal loss by its formula, GHM by its function; a loss that keeps a state is new for each run."""
+    p = LOGITS.double().softmax(1)[torch.arange(3), LABELS]
+    torch.testing.assert_close(
+        focal_loss(LOGITS, LABELS).double(), (-((1 - p) ** 2) * p.log()).mean(), rtol=1e-6, atol=0
+    )
+    assert LOSSES["cross entropy"]()(LOGITS, LABELS) == torch.nn.functional.cross_entropy(LOGITS, LABELS)
+    for exponent in (0.25, 0.5, 0.75, 1.0):
+        make = LOSSES[f"GHM {exponent:g}"]
+        assert make()(LOGITS, LABELS) == ghm_cross_entropy(LOGITS, LABELS, exponent=exponent)
+        assert make() is not make()
+
+
+def test_training_learns_and_repeats():
+    """Far above the 10% of guessing after 150 steps; the same seed gives the same scores."""
+    split = split_digits(imbalance=1, wrong_labels=0.0, seed=0)
+    first, again = (train.scores(train.train(split, LOSSES["GHM 0.5"](), steps=150, seed=0), split) for _ in range(2))
+    assert first == again and first["accuracy"] > 0.8
+    assert sum(first[name] for name in train.RECALLS) / 10 == pytest.approx(first["accuracy"])  # balanced
+
+
+def rows_of(loss, accuracies, imbalance=10.0):
+    recalls = {f"recall_{rank}": rank / 10 for rank in range(10)}
+    common = {"imbalance": imbalance, "wrong_labels": 0.2, "loss": loss} | recalls
+    return [common | {"seed": seed, "accuracy": accuracy} for seed, accuracy in enumerate(accuracies)]
+
+
+def test_table():
+    """Means and sample standard deviations in percent, the tail in parentheses, an empty cell where nothing ran."""
+    rows = pd.DataFrame(rows_of("GHM 0.5", [0.8, 0.9]) + rows_of("focal", [0.7]) + rows_of("focal", [0.5], 1.0))
+    assert table(rows).splitlines() == [
+        "| imbalance | wrong labels | focal | GHM 0.5 |",
+        "| --- | --- | --- | --- |",
+        "| 1 | 20% | 50.0 (80) |  |",
+        "| 10 | 20% | 70.0 (80) | 85.0 ± 7.1 (80) |",
+    ]
+
+
+@pytest.mark.slow
+def test_figure(tmp_path):
+    rows = pd.DataFrame(rows_of("GHM 0.5", [0.8, 0.9]) + rows_of("cross entropy", [0.7, 0.6]))
+    plot(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def run(out, *arguments):
+    common = ["--imbalance", "10", "--wrong-labels", "0.2", "--losses", "cross entropy", "GHM 0.5", "--steps", "3"]
+    return train.main([*common, "--out", str(out), *arguments])
+
+
+@pytest.mark.slow
+def test_command_continues(tmp_path, capsys, monkeypatch):
+    """Only the runs without a row are done, and give what they gave before."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    out = tmp_path / "new" / "classification.csv"
+    assert run(out, "--seeds", "2") == 0
+    shown = capsys.readouterr().out
+    assert "| 10 | 20% |" in shown and f"4 rows in {out}" in shown and out.with_suffix(".png").exists()
+    whole = pd.read_csv(out)
+    assert whole[train.KEY].values.tolist() == [
+        ["digits", 10, 0.2, seed, loss] for seed in (0, 1) for loss in ("cross entropy", "GHM 0.5")
+    ]
+    whole.drop(index=2).to_csv(out, index=False)
+    trained, original = [], train.train
+    monkeypatch.setattr(train, "train", lambda *args, **options: trained.append(options) or original(*args, **options))
+    run(out, "--seeds", "2")
+    assert trained == [{"steps": 3, "seed": 1}]
+    again = pd.read_csv(out).sort_values(["seed", "loss"], ignore_index=True).drop(columns="seconds")
+    pd.testing.assert_frame_equal(again, whole.sort_values(["seed", "loss"], ignore_index=True).drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "message"),
+    [
+        ("a,b\n1,2\n", (), "argument --out: must be a file that this command wrote, got "),
+        (None, ("--steps", "4"), "argument --steps: must be 3, as in the rows of .*, got 4"),
+        (None, ("--data", "fashion-mnist"), "argument --data: must be digits, as in the rows of .*, got fashion-mnist"),
+        (
+            ",".join(train.COLUMNS),
+            ("--data", "fashion-mnist", "--root", "none"),
+            "argument --data: no FashionMNIST/raw",
+        ),
+        (None, ("--imbalance", "0.5"), "argument --imbalance: must be a finite number from 1, got '0.5'"),
+        (None, ("--losses", "hinge"), "argument --losses: invalid choice: 'hinge'"),
+    ],
+)
+def test_bad_arguments(written, arguments, message, tmp_path, capsys):
+    """Exit code 2 with a message; the file stays as it was."""
+    out = tmp_path / "rows.csv"
+    text = written or ",".join(train.COLUMNS) + "\ndigits,10,0.2,0,focal,3" + ",0" * 13 + "\n"
+    out.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        run(out, *arguments)
+    assert stop.value.code == 2 and out.read_text() == text
+    assert re.search(message, capsys.readouterr().err)
