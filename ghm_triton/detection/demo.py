@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_parser("demo", __doc__)
     parser.add_argument("--compare", action="store_true", help="train with focal loss as well, and print both results")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
-    parser.add_argument("--steps", type=whole(1), default=500, help="training steps of 8 images each")
+    parser.add_argument("--steps", type=whole(1), default=1000, help="training steps of 8 images each")
     parser.add_argument(
         "--seed", type=whole(0, 2**63 - 1), default=0, help="random seed of the weights and the training scenes"
     )
