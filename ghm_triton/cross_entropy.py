@@ -99,9 +99,18 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
     explains the symbols.
 
     Args:
-        ignore_index, label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`.
-        bins, momentum, loss_weight, reduction, backend, sync, exponent: See :class:`ghm_triton.GHMCLoss` with
-            ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
+        ignore_index: Class index of the examples that do not count.
+        label_smoothing: e in [0, 1]: the target is (1 - e) y + e / C.
+        bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
+        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
+            average. The default is the paper's 0.75. The functions keep no state and default to 0.
+        loss_weight: A factor of the loss.
+        reduction: "mean" (divides by the number of counted examples), "sum" or "none".
+        backend: "triton", "eager", or None, which means Triton on devices that support it.
+        sync: If True and torch.distributed is initialized, the density is that of all processes, which takes one
+            all-reduce of bins + 1 numbers. Every process must make the call.
+        exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
+            S_k^(1 - rho). 1 is the density of the paper, and 0 is plain cross entropy. 0.5 is recommended.
 
     Shape:
         - input: logits [C], [N, C] or [N, C, d1, ...].

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compare import logits
-from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss, ghmc_loss
+from ghm_triton import GHMC, GHMR, GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghmc_loss
 from tolerances import GRADIENT, LOSS, assert_close
 
 MODULES = {
@@ -174,7 +174,7 @@ def test_streams():
     assert all(torch.equal(value, expected) for value in values)
 
 
-@pytest.mark.parametrize("module", [GHMCLoss, GHMRLoss])
+@pytest.mark.parametrize("module", [GHMCLoss, GHMRLoss, GHMCrossEntropyLoss])
 def test_help_describes_each_argument(module):
     """Without a look at another page; among them why the momentum differs from that of the functions."""
     text = inspect.getdoc(module)
