@@ -145,7 +145,9 @@ def test_dtypes(shape, dtype, backend, device):
 
 def samples():
     pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
-    from torch.testing._internal.common_methods_invocations import op_db
+    with pytest.MonkeyPatch.context() as patch:  # the import freezes flags that Ultralytics sets in the same process
+        patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+        from torch.testing._internal.common_methods_invocations import op_db
 
     (info,) = [info for info in op_db if info.name == "nn.functional.cross_entropy"]
     found = info.sample_inputs("cpu", torch.float32, requires_grad=True)
