@@ -1,5 +1,6 @@
 """The comparison of softmax losses on digits: its data, losses, training, table, and command."""
 
+import gzip
 import re
 
 import pytest
@@ -12,6 +13,7 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 from ghm_triton import ghm_cross_entropy
+from ghm_triton.classification import images as sources
 from ghm_triton.classification import train
 from ghm_triton.classification.images import load_images
 from ghm_triton.classification.losses import LOSSES, focal_loss
@@ -67,6 +69,39 @@ def test_wrong_labels():
     assert ((hopeless.train_labels - clean.train_labels) % 10).unique().tolist() == list(range(1, 10))
     other = split_digits(imbalance=1, wrong_labels=0.0, seed=1)
     assert pixels(other.test_images) != pixels(clean.test_images)
+
+
+def write_idx(path, array):
+    """MNIST's format: two bytes 0, 8 (uint8), the number of dimensions, the sizes (big endian), the values."""
+    header = bytes([0, 0, 8, array.dim()]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(header + bytes(array.flatten().tolist()))
+
+
+def test_fashion_mnist(tmp_path, monkeypatch):
+    """torchvision's folder and the packed files of Debian give the same images. The test part stays."""
+    raw, packed = tmp_path / "FashionMNIST" / "raw", tmp_path / "packed"
+    raw.mkdir(parents=True)
+    packed.mkdir()
+    labels = {"train": torch.arange(60) % 10, "t10k": torch.arange(20).flip(0) % 10}
+    pictures = {part: torch.randint(256, (len(label), 2, 3)) for part, label in labels.items()}
+    for part, label in labels.items():
+        write_idx(raw / f"{part}-labels-idx1-ubyte", label)
+        write_idx(raw / f"{part}-images-idx3-ubyte", pictures[part])
+    for file in raw.iterdir():
+        (packed / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    monkeypatch.setattr(sources, "DEBIAN", packed)
+    for found in (sources.load_images.__wrapped__("fashion-mnist", root) for root in (tmp_path, None)):
+        assert torch.equal((found.images * 255).round().long(), pictures["train"].flatten(1))
+        assert torch.equal((found.test_images * 255).round().long(), pictures["t10k"].flatten(1))
+        assert torch.equal(found.labels, labels["train"]) and torch.equal(found.test_labels, labels["t10k"])
+    split = split_images(found, imbalance=6, wrong_labels=0.0, seed=0)
+    sizes = split.train_labels.bincount(minlength=10)
+    assert sizes[0] == 6 and sizes[9] == 1 and pixels(split.train_images) <= pixels(found.images)
+    assert pixels(split.test_images) == pixels(found.test_images) and split.test_labels.bincount().tolist() == [2] * 10
+
+    monkeypatch.setattr(sources, "DEBIAN", tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="install Debian's dataset-fashion-mnist, or give --root"):
+        sources.load_images.__wrapped__("fashion-mnist")
 
 
 def test_losses():
