@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import ops
 from .conventions import Population, kept_by_kernels, loss_shape
-from .options import Options
+from .options import Options, replaced
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.7
 
@@ -29,7 +29,7 @@ def differentiable_loss(
     targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    options = options._replace(grad=wanted or _transformed())
+    options = replaced(options, grad=wanted or _transformed())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .conventions import Population, state_size
-from .options import Options
+from .options import Options, replaced
 from .types import Reduction, Variant
 
 VARIANTS, REDUCTIONS = get_args(Variant), get_args(Reduction)
@@ -78,7 +78,7 @@ def check_options(options: Options) -> Options:
         check_exponent(options.label_smoothing, name="label_smoothing")
     floats = ("mu", "momentum", "exponent", "loss_weight", "label_smoothing")
     given = {name: getattr(options, name) for name in floats}
-    return options._replace(**{name: float(value) for name, value in given.items() if value is not None})
+    return replaced(options, **{name: float(value) for name, value in given.items() if value is not None})
 
 
 def check_running_counts(running_counts, options: Options, device: torch.device, names: Names) -> None:

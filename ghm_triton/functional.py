@@ -11,7 +11,7 @@ from .backend import use_triton
 from .checks import Names, check_mu, check_options, check_population, check_running_counts
 from .conventions import Population
 from .distributed import group_name
-from .options import Options
+from .options import Options, replaced
 from .types import Backend, CallOptions, Levels, Reduction, RegressionOptions, Variant
 
 if TYPE_CHECKING:
@@ -225,5 +225,5 @@ def harmonized_losses(
     triton = use_triton(backend, first.device, first.dtype, options.bins)
     group = group_name(process_group)
     shares = 1 if process_group is None or options.unreduced else process_group.size()
-    options = options._replace(loss_weight=options.loss_weight * shares, group=group)
+    options = replaced(options, loss_weight=options.loss_weight * shares, group=group)
     return differentiable_loss(population, running_counts, options, triton=triton)

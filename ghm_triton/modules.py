@@ -12,7 +12,7 @@ from .conventions import state_size
 from .density import Density, density_of
 from .distributed import world
 from .functional import checked_loss
-from .options import SETTINGS, Options
+from .options import SETTINGS, Options, replaced
 from .types import Backend, Levels, Reduction, Variant
 
 
@@ -82,7 +82,7 @@ class HarmonizedLoss(Fp32Buffers):
     def options(self) -> Options:
         """The current settings, and whether a call updates the state."""
         options = Options(**{name: getattr(self, name) for name in SETTINGS})
-        return options._replace(update=self.training or options.mmdet)
+        return replaced(options, update=self.training or options.mmdet)
 
     def density(self) -> Density:
         """The density of the gradient norm in the state of the loss, and the harmonizing weights that follow from it.

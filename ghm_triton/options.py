@@ -62,5 +62,10 @@ class Options(NamedTuple):
         return self.reduction == "none"
 
 
+def replaced(options: Options, **changes) -> Options:
+    """`options._replace(**changes)`, which torch.compile of PyTorch 2.6 cannot trace."""
+    return Options(*[changes.get(name, value) for name, value in zip(Options._fields, options)])
+
+
 SETTINGS = tuple(name for name in Options._fields if name not in ("update", "grad", "group"))
 SCHEMA = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in Options.__annotations__.items())

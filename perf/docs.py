@@ -150,9 +150,10 @@ def tables() -> dict[str, str]:
         "yolo-gradients": gradient_ratios(pd.read_csv(RESULTS / "yolo-gradients-cpu.csv")),
     }
     compared, *by_batch = accuracy_tables(accuracy)
-    classification = classification_table(pd.read_csv(RESULTS / "classification-cpu.csv")) + "\n"
+    softmax = {"classification": "classification-cpu.csv", "fashion": "classification-fashion-cpu.csv"}
     texts = {name: as_markdown(table) for name, table in made.items()}
-    texts |= {"accuracy": compared, "classification": classification}
+    texts |= {name: classification_table(pd.read_csv(RESULTS / file)) + "\n" for name, file in softmax.items()}
+    texts |= {"accuracy": compared}
     return texts | ({"batch": by_batch[0]} if by_batch else {})
 
 

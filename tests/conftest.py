@@ -39,7 +39,8 @@ def _poisoned(make):
     def made(*args, **kwargs):
         tensor = make(*args, **kwargs)
         if tensor.is_floating_point():
-            return tensor.fill_(float("nan"))
+            tensor.detach().fill_(float("nan"))  # checkpointing makes one that requires grad
+            return tensor
         return tensor.fill_(torch.iinfo(tensor.dtype).min) if tensor.dtype != torch.bool else tensor
 
     return made

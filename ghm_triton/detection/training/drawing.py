@@ -1,5 +1,6 @@
 """Pictures with objects drawn on them."""
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from torchvision.utils import draw_bounding_boxes
 
 _LONGEST = 640  # pixels, to which smaller pictures are enlarged
 _FONT_SIZE = 16
+_FILLS_LABELS = "fill_labels" in inspect.signature(draw_bounding_boxes).parameters  # torchvision 0.22
 
 
 def draw_objects(image: Tensor, boxes: Tensor, labels: Tensor, captions: Sequence[str], classes: int) -> Tensor:
@@ -43,7 +45,5 @@ def draw_objects(image: Tensor, boxes: Tensor, labels: Tensor, captions: Sequenc
         width=2,
         font=findfont("DejaVu Sans"),  # comes with matplotlib
         font_size=_FONT_SIZE,
-        label_colors="white",
-        label_background_colors=colors,
-        fill_labels=True,
+        **{"label_colors": "white", "label_background_colors": colors, "fill_labels": True} if _FILLS_LABELS else {},
     )
