@@ -69,7 +69,7 @@ def check_options(options: Options) -> Options:
     check_choice("reduction", options.reduction, REDUCTIONS)
     check_exponent(options.exponent)
     check_number("loss_weight", options.loss_weight, -math.inf, "finite")
-    if options.loss == "cross_entropy":
+    if options.ignore_index is not None:
         if not isinstance(options.ignore_index, int) or isinstance(options.ignore_index, bool):
             got = f"{options.ignore_index!r} of type {type(options.ignore_index).__name__}"
             raise TypeError(f"ignore_index must be an int, got {got}")

@@ -86,7 +86,7 @@ def _checked_loss(
     options = check_options(options)
     population, shape = check_examples(input, target, options)
     loss = harmonized_losses(population, running_counts, options, backend, process_group, Names())[0]
-    return loss.view(shape) if options.unreduced else loss
+    return loss.view(shape) if options.reduction == "none" else loss
 
 
 class GHMCrossEntropyLoss(HarmonizedLoss):

@@ -206,9 +206,9 @@ def checked_loss(
     """
     names = names or Names()
     options = check_options(options)
-    population = check_population(input, target, weight, class_index=options.loss == "ghmc", names=names)
+    population = check_population(input, target, weight, class_index=options.mu is None, names=names)
     losses = harmonized_losses(population, running_counts, options, backend, process_group, names)
-    return tuple(losses) if options.unreduced and isinstance(input, (tuple, list)) else losses[0]
+    return tuple(losses) if options.reduction == "none" and isinstance(input, (tuple, list)) else losses[0]
 
 
 def harmonized_losses(
@@ -224,6 +224,6 @@ def harmonized_losses(
     check_running_counts(running_counts, options, first.device, names)
     triton = use_triton(backend, first.device, first.dtype, options.bins)
     group = group_name(process_group)
-    shares = 1 if process_group is None or options.unreduced else process_group.size()
+    shares = 1 if process_group is None or options.reduction == "none" else process_group.size()
     options = replaced(options, loss_weight=options.loss_weight * shares, group=group)
     return differentiable_loss(population, running_counts, options, triton=triton)

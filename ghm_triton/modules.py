@@ -82,7 +82,7 @@ class HarmonizedLoss(Fp32Buffers):
     def options(self) -> Options:
         """The current settings, and whether a call updates the state."""
         options = Options(**{name: getattr(self, name) for name in SETTINGS})
-        return replaced(options, update=self.training or options.mmdet)
+        return replaced(options, update=self.training or options.variant == "mmdet")
 
     def density(self) -> Density:
         """The density of the gradient norm in the state of the loss, and the harmonizing weights that follow from it.

@@ -27,6 +27,8 @@ class Options(NamedTuple):
         update: Whether this call updates the moving average.
         grad: Whether the caller may ask for a gradient.
         group: The name of the process group that shares the density, or None.
+
+    Code that torch.compile traces compares the fields: PyTorch 2.6 cannot trace the properties with dynamic shapes.
     """
 
     mu: float | None

@@ -46,9 +46,11 @@ def case(request, device):
 
 @pytest.fixture
 def call(case, backend):
+    loss, most = case.loss, 2 if case.softmax else 3  # arguments: cross entropy has no weight
+
     def call(input, target=None, weight=None, **options):
         given = (input, case.target if target is None else target, weight)
-        return case.loss(*given[: 2 if case.softmax else 3], backend=backend, **options)
+        return loss(*given[:most], backend=backend, **options)
 
     return call
 

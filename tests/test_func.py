@@ -34,6 +34,12 @@ def test_grad(batch, backend):
         assert torch.equal(moved, expected)
 
 
+@pytest.mark.xfail(
+    torch.__version__.startswith("2.6"),
+    raises=TypeError,
+    strict=True,
+    reason="the vmap of PyTorch 2.6 takes no gradient that is None",
+)
 @pytest.mark.parametrize("through", ["torch.func.grad", "backward"])
 def test_gradient_through_nested_vmap(through, batch, backend):
     """The tensors of the inner level do not show that a gradient is wanted: it must not be zero in silence."""
