@@ -21,7 +21,7 @@ from . import eager
 from .backend import kernels
 from .conventions import Population, compute_dtype, loss_shape, slots_of_kernels
 from .interpreter import interpreted
-from .options import SCHEMA, Options
+from .options import SCHEMA, Options, replaced
 
 _POPULATION = "Tensor[] inputs, Tensor[] targets, Tensor[] weights"
 library = torch.library.Library("ghm_triton", "DEF")
@@ -47,7 +47,7 @@ def _updating_once(compute, population: Population, running_counts: torch.Tensor
     """
     if running_counts is None or not options.update or torch._C._current_graph_task_id() == -1:
         return compute(population, running_counts, options)
-    return compute(population, running_counts, options._replace(update=False)) + [running_counts.clone()]
+    return compute(population, running_counts, replaced(options, update=False)) + [running_counts.clone()]
 
 
 def _triton_gradient(grads, inputs, targets, weights, kept, *options):

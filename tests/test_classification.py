@@ -90,7 +90,7 @@ def test_fashion_mnist(tmp_path, monkeypatch):
     for file in raw.iterdir():
         (packed / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
     monkeypatch.setattr(sources, "DEBIAN", packed)
-    for found in (sources.load_images.__wrapped__("fashion-mnist", root) for root in (tmp_path, None)):
+    for found in (load_images("fashion-mnist", root) for root in (tmp_path, None)):
         assert torch.equal((found.images * 255).round().long(), pictures["train"].flatten(1))
         assert torch.equal((found.test_images * 255).round().long(), pictures["t10k"].flatten(1))
         assert torch.equal(found.labels, labels["train"]) and torch.equal(found.test_labels, labels["t10k"])
@@ -101,7 +101,7 @@ def test_fashion_mnist(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sources, "DEBIAN", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="install Debian's dataset-fashion-mnist, or give --root"):
-        sources.load_images.__wrapped__("fashion-mnist")
+        load_images("fashion-mnist")
 
 
 def test_losses():
@@ -186,6 +186,7 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
             ("--data", "fashion-mnist", "--root", "none"),
             "argument --data: no FashionMNIST/raw",
         ),
+        (None, ("--root", "here"), "argument --root: must be left out with --data digits, got here"),
         (None, ("--imbalance", "0.5"), "argument --imbalance: must be a finite number from 1, got '0.5'"),
         (None, ("--losses", "hinge"), "argument --losses: invalid choice: 'hinge'"),
     ],

@@ -189,6 +189,11 @@ def test_weights_and_soft_targets_have_no_gradient(case, call, device):
         compiled = torch.compile(call, backend="aot_eager", fullgraph=True)(case.input, target)
         assert not compiled.requires_grad
         assert torch.equal(compiled, loss)
+        leaf, plain = case.leaf(), case.leaf()
+        torch.compile(call, backend="aot_eager", fullgraph=True)(leaf, target).backward()
+        call(plain).backward()
+        assert target.grad is None
+        assert torch.equal(leaf.grad, plain.grad)
 
 
 @pytest.mark.parametrize("case", CASES[:3], indirect=True)  # test_cross_entropy.py has that of a softmax

@@ -447,6 +447,10 @@ def test_gradcheck(device):
 
 X = torch.zeros(3, 4)
 LABELS = torch.zeros(3, dtype=torch.int64)
+PROBABILITIES = (
+    "target must have the shape of input, .3, 4., for probabilities, "
+    "or hold integer class indices, got .3,. with torch.float32"
+)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +462,7 @@ LABELS = torch.zeros(3, dtype=torch.int64)
         (([X], LABELS), {}, TypeError, "input must be a tensor, got list"),
         ((X, LABELS[:2]), {}, ValueError, "target must have shape .3,. for class indices, got .2,."),
         ((X, LABELS.bool()), {}, TypeError, "target must hold class indices of an integer type"),
-        ((X, torch.zeros(3)), {}, ValueError, "or hold integer class indices, got .3,. with torch.float32"),
+        ((X, torch.zeros(3)), {}, ValueError, PROBABILITIES),
         ((X, X), dict(ignore_index=1), ValueError, "ignore_index must be negative .* got 1"),
         ((X, LABELS), dict(ignore_index=1.0), TypeError, "ignore_index must be an int, got 1.0"),
         ((X, LABELS), dict(ignore_index=2**63), ValueError, "ignore_index must fit in int64, got 9223372036854775808"),

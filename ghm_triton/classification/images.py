@@ -1,6 +1,5 @@
 """The images of the comparison: scikit-learn's handwritten digits, or Fashion-MNIST."""
 
-import functools
 import gzip
 import shutil
 import tempfile
@@ -24,7 +23,6 @@ class Images(NamedTuple):
     test_labels: Tensor | None = None
 
 
-@functools.cache
 def load_images(data: str, root: Path | None = None) -> Images:
     """The images of one of `DATA`.
 

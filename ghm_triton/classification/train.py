@@ -67,13 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     settings = itertools.product(range(options.seeds), options.imbalance, options.wrong_labels)
     for seed, imbalance, wrong_labels in settings:
+        keys = [(options.data, imbalance, wrong_labels, seed, name) for name in options.losses]
+        keys = [key for key in keys if key not in done]
+        if not keys:
+            continue
         data = split(images, imbalance=imbalance, wrong_labels=wrong_labels, seed=seed)
-        for name in options.losses:
-            key = (options.data, imbalance, wrong_labels, seed, name)
-            if key in done:
-                continue
+        for key in keys:
             start = time.perf_counter()
-            model = train(data, LOSSES[name](), steps=options.steps, seed=seed)
+            model = train(data, LOSSES[key[-1]](), steps=options.steps, seed=seed)
             row = dict(zip(KEY, key)) | {"steps": options.steps} | scores(model, data)
             row |= {"seconds": time.perf_counter() - start, "torch": torch.__version__}
             header = not options.out.exists()
@@ -115,6 +116,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, pd.Data
         if set(rows[name]) - {getattr(options, name)}:
             first, given = rows[name].iloc[0], getattr(options, name)
             parser.error(f"argument --{name}: must be {first}, as in the rows of {options.out}, got {given}")
+    if options.root is not None and options.data == "digits":
+        parser.error(f"argument --root: must be left out with --data digits, got {options.root}")
     try:
         return options, rows, load_images(options.data, options.root)
     except FileNotFoundError as error:

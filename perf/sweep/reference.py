@@ -5,6 +5,8 @@ millions of easy elements, which have small weights, count as much as the few ha
 so close to the edge of a region that fp32 may put it on either side are left out.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,15 +52,31 @@ class Reference:
         self.target = data.one_hot if case.loss == "ghmc" else data.target
         self._kept = {}
         self._ordered = None  # all gradient norms, for the exact density
-        counts = torch.zeros(case.bins, dtype=torch.int64, device=data.input.device)
-        edges = torch.zeros(case.bins + 1, dtype=torch.int64, device=data.input.device)
-        for start in range(0, case.elements, CHUNK):
-            region, near, edge = self._regions(start)
-            counts += torch.bincount(region, minlength=case.bins)
-            edges += torch.bincount(edge[near], minlength=case.bins + 1)
+        self._count(self._regions(start) for start in range(0, case.elements, CHUNK))
+
+    def _place(self, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(region, whether close to an edge inside [0, 1], that edge) of each gradient norm."""
+        bins = self.case.bins
+        scaled = norm * bins
+        edge = scaled.round().long()
+        near = ((scaled - edge).abs() < NEAR * bins) & (edge > 0) & (edge < bins)
+        return scaled.long().clamp_(max=bins - 1), near, edge
+
+    def _count(self, places: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Set `counts` and `slack` from what `_place` returns for each chunk."""
+        bins, device = self.case.bins, self.data.input.device
+        counts, edges = (torch.zeros(size, dtype=torch.int64, device=device) for size in (bins, bins + 1))
+        for region, near, edge in places:
+            counts += torch.bincount(region, minlength=bins)
+            edges += torch.bincount(edge[near], minlength=bins + 1)
         self.counts = counts.double()
         at_edges = (edges[:-1] + edges[1:]).double()
         self.slack = (at_edges / self.counts.clamp(min=1)).max().item()
+
+    def _weights(self, formula: str, region: Tensor) -> Tensor:
+        """beta / N of GHM with unit regions."""
+        regions = (self.counts > 0).sum() if formula == "ghm_mmdet" else self.case.bins
+        return (1 / (self.counts * regions))[region]
 
     def _chunk(self, start: int) -> tuple[Tensor, Tensor]:
         stop = start + CHUNK
@@ -83,12 +101,7 @@ class Reference:
         return region_length(norm, half) / neighbors, (most - least) > TOLERANCE / 2 * neighbors
 
     def _regions(self, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(region, whether close to an edge inside [0, 1], that edge) of a chunk."""
-        bins = self.case.bins
-        scaled = self._norms(start) * bins
-        edge = scaled.round().long()
-        near = ((scaled - edge).abs() < NEAR * bins) & (edge > 0) & (edge < bins)
-        return scaled.long().clamp_(max=bins - 1), near, edge
+        return self._place(self._norms(start))
 
     def _terms(self, formula: str, start: int):
         """(sum of the losses, gradient, region, near) of a chunk."""
@@ -100,8 +113,7 @@ class Reference:
         if formula == "ghm_exact":
             weight, near = self._exact(start)
         elif formula.startswith("ghm"):
-            regions = (self.counts > 0).sum() if formula == "ghm_mmdet" else self.case.bins
-            weight = (1 / (self.counts * regions))[region]
+            weight = self._weights(formula, region)
         if formula.startswith("ghm"):
             element = bce if self.case.loss == "ghmc" else asl1
         else:
@@ -117,22 +129,30 @@ class Reference:
         return terms
 
     def loss_error(self, formula: str, loss: Tensor) -> float:
-        expected = sum(self._terms(formula, start)[0] for start in range(0, self.case.elements, CHUNK))
+        expected = self._loss(formula)
         return ((loss.double() - expected).abs() / expected.abs()).item()
+
+    def _loss(self, formula: str) -> Tensor:
+        return sum(self._terms(formula, start)[0] for start in range(0, self.case.elements, CHUNK))
 
     def gradient_error(self, formula: str, gradient: Tensor) -> float:
         """An error below the smallest number of the gradient's dtype counts as 0."""
         info = torch.finfo(gradient.dtype)
         worst, largest = torch.zeros(2, self.case.bins, dtype=torch.float64, device=gradient.device)
+        for error, size, region, near in self._gradients(formula, gradient):
+            error = (error - info.tiny * info.eps).clamp_(min=0).masked_fill_(near, 0)
+            worst.scatter_reduce_(0, region, error, "amax")
+            largest.scatter_reduce_(0, region, size, "amax")
+        relative = torch.where(worst > 0, worst / largest, 0.0)
+        return relative.max().item()
+
+    def _gradients(self, formula: str, gradient: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(error, size of the expected gradient, region, near) of each chunk."""
         for start in range(0, self.case.elements, CHUNK):
             _, expected, region, near = self._terms(formula, start)
             expected = expected * self.data.scale
             error = (gradient.view(-1)[start : start + CHUNK].double() - expected).abs()
-            error = (error - info.tiny * info.eps).clamp_(min=0).masked_fill_(near, 0)
-            worst.scatter_reduce_(0, region, error, "amax")
-            largest.scatter_reduce_(0, region, expected.abs(), "amax")
-        relative = torch.where(worst > 0, worst / largest, 0.0)
-        return relative.max().item()
+            yield error, expected.abs(), region, near
 
     def accepts(self, *errors: float) -> bool:
         """Whether rounding explains these errors. It does not explain NaN."""

@@ -77,26 +77,18 @@ def harmonize(
 
 def _check_losses(model, classification_loss: nn.Module | None, regression_loss: nn.Module | None) -> None:
     softmax = isinstance(model, SSD)
-    classifier = "softmax" if softmax else "sigmoid"
-    wanted, other = (GHMCrossEntropyLoss, GHMCLoss) if softmax else (GHMCLoss, GHMCrossEntropyLoss)
-    for name, loss, expected, wrong in (
-        (
-            "classification_loss",
-            classification_loss,
-            f"a loss for a {classifier}, such as {wanted.__name__}",
-            (GHMRLoss, other),
-        ),
-        (
-            "regression_loss",
-            regression_loss,
-            "a loss for box deltas, such as GHMRLoss",
-            (GHMCLoss, GHMCrossEntropyLoss),
-        ),
-    ):
-        if not isinstance(loss, nn.Module | None):
-            raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
-        if isinstance(loss, wrong):
-            raise TypeError(f"{name} must be {expected}, got {type(loss).__name__}")
+    classifier = "a softmax, such as GHMCrossEntropyLoss" if softmax else "a sigmoid, such as GHMCLoss"
+    others = (GHMRLoss, GHMCLoss if softmax else GHMCrossEntropyLoss)
+    _check_loss("classification_loss", classification_loss, classifier, others)
+    _check_loss("regression_loss", regression_loss, "box deltas, such as GHMRLoss", (GHMCLoss, GHMCrossEntropyLoss))
+
+
+def _check_loss(name: str, loss: nn.Module | None, purpose: str, others: tuple[type[nn.Module], ...]) -> None:
+    """others: GHM losses for another purpose."""
+    if not isinstance(loss, nn.Module | None):
+        raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
+    if isinstance(loss, others):
+        raise TypeError(f"{name} must be a loss for {purpose}, got {type(loss).__name__}")
 
 
 def _paper_losses(model) -> tuple[nn.Module, nn.Module | None]:
