@@ -12,7 +12,7 @@ from ghm_triton import GHMCLoss, GHMRLoss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_scenes import DigitScenes
 from ghm_triton.detection.models.small import small_retinanet
-from ghm_triton.detection.training.density import Seen, _see, draw_density, observe
+from ghm_triton.detection.training.density import _see, draw_density, observe
 
 
 def test_counts_and_shares_follow_the_definition():
@@ -23,7 +23,7 @@ def test_counts_and_shares_follow_the_definition():
     loss(logits, labels)
     positive = labels[:, None] == torch.arange(3)
     norm = (logits.sigmoid() - positive.float()).abs()
-    seen = _see(loss, norm.flatten(), positive.flatten(), 30)
+    seen = _see(loss, norm.flatten(), positive.flatten(), 30, "logits")
     density = loss.density()
     assert torch.equal(seen.counts, density.counts.double()) and seen.counts.sum() == 150
     expected = torch.zeros(5, 2, dtype=torch.float64)
@@ -38,7 +38,7 @@ def test_counts_and_shares_follow_the_definition():
 def test_without_a_density_the_batch_is_counted():
     norm = torch.tensor([0.0, 0.09, 0.1, 0.95, 1.0])
     for loss in (None, GHMRLoss(momentum=0.0)):
-        seen = _see(loss, norm, torch.ones(5, dtype=torch.bool), 10)
+        seen = _see(loss, norm, torch.ones(5, dtype=torch.bool), 10, "box coordinates")
         assert seen.counts.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2] and seen.weights is None
         assert seen.shares(weighted=True).sum().item() == pytest.approx(100)
         assert torch.equal(seen.shares(weighted=True), seen.shares(weighted=False))
@@ -59,5 +59,5 @@ def test_observing_leaves_the_training_as_it_is(tmp_path):
     counts = model.head.classification_loss.density().counts
     assert torch.equal(seen["classification"].counts, counts.double())
     assert seen["classification"].gradient.sum() > 0 and (seen["boxes"].gradient[:, 0] == 0).all()
-    draw_density(tmp_path / "density.png", seen | {"boxes": Seen(*seen["boxes"][:2], None, seen["boxes"].gradient)})
+    draw_density(tmp_path / "density.png", seen | {"boxes": seen["boxes"]._replace(weights=None)})
     assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")

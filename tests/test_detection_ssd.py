@@ -7,15 +7,17 @@ import pytest
 import torch
 
 pytest.importorskip("torchvision")
-pytest.importorskip("pycocotools")
+for module in ("pycocotools", "sklearn", "matplotlib"):
+    pytest.importorskip(module)
 
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssd import SSD
 
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghm_cross_entropy, ghmr_loss
-from ghm_triton.detection import harmonize
+from ghm_triton.detection import digits, harmonize, train
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.builder import build_model
+from ghm_triton.detection.training.density import observe
 
 NAME = "ssdlite320_mobilenet_v3_large"
 LABELS = torch.tensor([[1, 0, 3, 0, 1], [0] * 5, [0, 0, 0, 4, 0]])  # of the anchors below; 0: background
@@ -146,3 +148,40 @@ def test_labels_start_at_0_in_the_data(batch):
 def test_sizes_are_refused():
     with pytest.raises(ValueError, match="min_size must be left out for an SSD, whose size is fixed, got 96"):
         build_model(NAME, 4, min_size=96)
+
+
+@pytest.mark.slow
+def test_the_figure_shows_all_anchors():
+    """The gradient of the classification by autograd, with the loss's own density; the paper's regions without one."""
+    images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    target = {"boxes": torch.tensor([[5.0, 5, 40, 40]]), "labels": torch.tensor([0])}
+    plain = build_model(NAME, 4)
+    model = harmonize(copy.deepcopy(plain), GHMCrossEntropyLoss(bins=20, exponent=0.5), GHMRLoss(mu=0.2, bins=5))
+    inputs = []
+    hook = model.classification_loss.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments))
+    model(images, [target, target])
+    hook.remove()
+    ((logits, labels),) = inputs
+    logits = logits.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    norm = logits.grad.abs().sum(dim=1) / 2
+    items = [(image, target) for image in images]
+    seen = observe(model, items)
+    expected = torch.stack([norm[labels == 0].sum(), norm[labels > 0].sum()])
+    torch.testing.assert_close(seen["classification"].gradient.sum(dim=0), expected, rtol=1e-5, atol=0)  # fp32 norms
+    assert torch.equal(seen["classification"].counts, model.classification_loss.density().counts.double())
+    assert torch.equal(seen["boxes"].counts, model.regression_loss.density().counts.double())
+    own = observe(plain, items)
+    assert own["classification"].counts.sum() == len(labels) and own["classification"].weights is None
+    assert [len(own[name].counts) for name in ("classification", "boxes")] == [30, 10]
+    torch.testing.assert_close(own["boxes"].gradient.sum(), seen["boxes"].gradient.sum(), rtol=1e-5, atol=0)  # mu 0.2
+
+
+@pytest.mark.slow
+def test_train_writes_its_pictures(tmp_path):
+    digits.main([str(tmp_path / "data"), "--train", "4", "--val", "2"])
+    options = ["--data", tmp_path / "data", "--output", tmp_path / "run", "--model", NAME, "--mu", 0.2]
+    options += ["--epochs", 1, "--batch-size", 2, "--workers", 0, "--backbone-weights", "none"]
+    assert train.main([str(option) for option in options]) == 0
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written >= {"checkpoint.pt", "metrics.csv", "losses.png", "ap.png", "density.png"}

@@ -80,13 +80,14 @@ def check_backends(rank, size):
 
 
 def check_functions(rank, size, backend):
-    """Uneven parts, an empty one, one with everything ignored; both losses and variants, three steps of momentum."""
+    """Uneven parts, an empty one, one with everything ignored; losses, variants, exponents, three steps of momentum."""
     for kind, function, bins in (("c", ghmc_loss, 30), ("r", ghmr_loss, 10)):
         x, target, weight = problem(size, kind)
         for variant in ("paper", "mmdet"):
             states = [torch.zeros(bins + (variant == "paper")) for _ in range(2)]
-            for reduction in ("mean", "sum", "none"):
-                options = dict(bins=bins, variant=variant, reduction=reduction, momentum=0.75, backend=backend)
+            for reduction, exponent in (("mean", 1.0), ("sum", 0.5), ("none", 0.25)):
+                options = dict(bins=bins, variant=variant, reduction=reduction, exponent=exponent)
+                options |= dict(momentum=0.75, backend=backend)
                 whole = x.clone().requires_grad_()
                 expected = function(whole, target, weight, running_counts=states[0], **options)
                 expected.sum().backward()

@@ -2,7 +2,7 @@
 
     python -m ghm_triton.detection.demo [--compare]
 
-It draws its detections in a held-out scene next to the ground truth, AP over the steps, and the shares of the
+It draws its detections in two held-out scenes next to the ground truth, AP over the steps, and the shares of the
 gradient.
 """
 
@@ -33,7 +33,9 @@ from .training.evaluation import average_precision, detect
 from .training.recipes import SMALL
 
 LOSSES = {  # both at the learning rate and the box weight that are the best of a grid for focal loss
-    "GHM-C + GHM-R": LossOptions("ghm", exponent=SMALL["exponent"], box_loss_weight=SMALL["box_loss_weight"]),
+    f"GHM-C + GHM-R, exponent {SMALL['exponent']}": LossOptions(
+        "ghm", exponent=SMALL["exponent"], box_loss_weight=SMALL["box_loss_weight"]
+    ),
     "focal + smooth L1": LossOptions("focal", "smooth_l1", box_loss_weight=SMALL["box_loss_weight"]),
 }
 _POINTS = 5  # of AP over the steps, the last on all held-out scenes
@@ -81,22 +83,22 @@ def run(losses: LossOptions, backbone: SmallBackbone, *, classes: int, steps: in
 
 
 def draw(path: pathlib.Path, results: dict[str, Result], *, classes: int, seed: int) -> None:
-    """Draws a held-out scene with the truth and the detections, AP over the steps, and the gradient density."""
+    """Draws two held-out scenes with the truth and the detections, AP over the steps, and the gradient density."""
     common = {"classes": classes, "style": STYLES["hard"]}
-    scenes = DigitScenes(50, split="val", **common)
-    index = max(range(len(scenes)), key=lambda index: len(scenes.scene(index)[2]))  # the scene with the most digits
-    image, target = scenes[index]
-    image = (255 * image).round().byte()
-    names = [category["name"] for category in scenes.coco()["categories"]]
-    figure = Figure(figsize=(15, 9.5), layout="constrained")
-    (truth, found, ap), (counts, weights, gradient) = figure.subplots(2, 3)
-    labels = target["labels"]
-    drawn = draw_objects(image, target["boxes"], labels, [names[label] for label in labels.tolist()], classes)
-    _show(truth, drawn, f"held-out scene: {len(labels)} digits")
+    figure = Figure(figsize=(20, 9.5), layout="constrained")
+    scenes_axes, (ap, counts, weights, gradient) = figure.subplots(2, 4)
     (name, result), *_ = results.items()
+    scenes = DigitScenes(50, split="val", **common)
     categories = scenes.coco()["categories"]
-    objects, drawn = predict(result.model.eval(), categories, image, threshold=_THRESHOLD)
-    _show(found, drawn, f"{name}: {len(objects)} detections (score from {_THRESHOLD})")
+    by_digits = sorted(range(len(scenes)), key=lambda index: len(scenes.scene(index)[2]), reverse=True)
+    for index, truth, found in zip(by_digits, scenes_axes[::2], scenes_axes[1::2]):
+        image, target = scenes[index]
+        image, labels = (255 * image).round().byte(), target["labels"]
+        captions = [categories[label]["name"] for label in labels.tolist()]
+        drawn = draw_objects(image, target["boxes"], labels, captions, classes)
+        _show(truth, drawn, f"held-out scene: {len(labels)} digits")
+        objects, drawn = predict(result.model.eval(), categories, image, threshold=_THRESHOLD)
+        _show(found, drawn, f"{name}: {len(objects)} detections\n(score from {_THRESHOLD})")
     curves = {other: list(one.curve.values()) for other, one in results.items()}
     draw_ap(ap, list(result.curve), curves, xlabel="step")
     ap.set_title("average precision on held-out scenes")
@@ -116,10 +118,10 @@ def _show(axes: Axes, picture: torch.Tensor, title: str) -> None:
 
 def table(results: dict[str, Result]) -> str:
     """Returns the numbers of the trainings."""
-    lines = [f"{'losses':20}{'AP':>7}{'AP50':>7}{'AP75':>7}{'s/step':>9}"]
+    lines = [f"{'losses':28}{'AP':>7}{'AP50':>7}{'AP75':>7}{'s/step':>9}"]
     for name, one in results.items():
         numbers = "".join(f"{one.metrics[metric]:7.1f}" for metric in ("AP", "AP50", "AP75"))
-        lines.append(f"{name:20}{numbers}{one.seconds_per_step:9.2f}")
+        lines.append(f"{name:28}{numbers}{one.seconds_per_step:9.2f}")
     return "\n".join(lines)
 
 

@@ -130,7 +130,8 @@ def _add_losses(parser: argparse.ArgumentParser) -> None:
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone-weights", help="none, or DEFAULT: ImageNet weights, which torchvision downloads")
+    text = "none, or DEFAULT: ImageNet weights, for lite0 from the extra lite0, else downloaded by torchvision"
+    add("--backbone-weights", help=text)
     add("--pretrain-steps", type=whole(0), help="pre-training steps of the small backbone, on crops of digits")
     add("--backbone", metavar="FILE", help="weights from ghm_triton.detection.pretrain, instead of pre-training")
     add("--epochs", type=whole(1), help="number of passes over the images")

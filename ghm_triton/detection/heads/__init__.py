@@ -12,7 +12,7 @@ from .fcos import HarmonizedFCOSHead
 from .retinanet import HarmonizedRetinaNetHead
 from .ssd import harmonize_ssd
 
-__all__ = ["harmonize"]
+__all__ = ["harmonize", "paper_losses"]
 
 _HEADS = (  # (detector, its head, the head that replaces it)
     (RetinaNet, RetinaNetHead, HarmonizedRetinaNetHead),
@@ -63,7 +63,7 @@ def harmonize(
     losses = classification_loss, regression_loss
     _check_losses(model, *losses)
     if losses == (None, None):
-        losses = _paper_losses(model)
+        losses = paper_losses(model)
     if isinstance(model, SSD):
         harmonize_ssd(model, *losses)
     else:
@@ -91,7 +91,8 @@ def _check_loss(name: str, loss: nn.Module | None, purpose: str, others: tuple[t
         raise TypeError(f"{name} must be a loss for {purpose}, got {type(loss).__name__}")
 
 
-def _paper_losses(model) -> tuple[nn.Module, nn.Module | None]:
+def paper_losses(model: RetinaNet | FCOS | SSD) -> tuple[nn.Module, nn.Module | None]:
+    """The classification loss and the regression loss with the paper's settings, as :func:`harmonize` sets them."""
     if isinstance(model, SSD):
         return GHMCrossEntropyLoss(), GHMRLoss(mu=0.2)
     return GHMCLoss(), None if isinstance(model, FCOS) else GHMRLoss()

@@ -8,10 +8,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.ssd import SSD
 
-from ghm_triton import GHMCLoss, GHMRLoss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 
-from ..heads import harmonize
+from ..heads import harmonize, paper_losses
 
 POSITIVE, NEGATIVE, PLAIN = "tab:orange", "tab:blue", "black"
 
@@ -25,12 +27,14 @@ class Seen(NamedTuple):
             the loss keeps none.
         weights: Shape [bins]. The harmonizing weight beta. None: the loss has none.
         gradient: Shape [bins, 2]. The sum of the gradient norms of negatives and positives, without weights.
+        element: What an element is, in the plural.
     """
 
     edges: Tensor
     counts: Tensor
     weights: Tensor | None
     gradient: Tensor
+    element: str
 
     def shares(self, *, weighted: bool) -> Tensor:
         """Returns the percentage of each region in the whole gradient, negatives and positives, [bins, 2]."""
@@ -52,7 +56,7 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
     """Returns what the losses of `model` see in a batch in training. The model stays as it is.
 
     Args:
-        model: A RetinaNet or FCOS of torchvision, with any losses.
+        model: A RetinaNet, FCOS, or SSD of torchvision, with any losses.
         items: (image, target) as torchvision's detectors take them.
 
     Returns:
@@ -61,28 +65,43 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
     classify, regress = _Recorder(), _Recorder()
     probe = copy.deepcopy(model)
     device = next(probe.parameters()).device
-    has_deltas = hasattr(probe.head.regression_head, "box_coder")
-    harmonize(probe, classify, regress if has_deltas else None).train()
+    harmonize(probe, classify, None if isinstance(model, FCOS) else regress).train()
     images = [image.to(device) for image, _ in items]
     targets = [{name: target[name].to(device) for name in ("boxes", "labels")} for _, target in items]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # torchvision draws a size per image
         probe(images, targets)
-    logits, labels, counted = classify.inputs
-    positive = labels[..., None] == torch.arange(logits.shape[-1], device=device)
-    norm = (logits.float().sigmoid() - positive.float()).abs()
-    counted = counted.bool()[..., None].expand_as(norm)
-    loss = getattr(model.head, "classification_loss", None)
-    seen = {"classification": _see(loss if isinstance(loss, GHMCLoss) else None, norm[counted], positive[counted], 30)}
+    owner = model if isinstance(model, SSD) else model.head
+    usual = paper_losses(model)  # for the regions where the losses are others
+    norm, positive = _softmax(*classify.inputs) if isinstance(model, SSD) else _sigmoid(*classify.inputs)
+    loss = getattr(owner, "classification_loss", None)
+    loss = loss if isinstance(loss, GHMCLoss | GHMCrossEntropyLoss) else None
+    element = "anchors" if isinstance(model, SSD) else "logits"
+    seen = {"classification": _see(loss, norm, positive, usual[0].bins, element)}
     if regress.inputs is not None:
-        loss = getattr(model.head, "regression_loss", None)
+        loss = getattr(owner, "regression_loss", None)
         loss = loss if isinstance(loss, GHMRLoss) else None
         deltas = (regress.inputs[0] - regress.inputs[1]).double().flatten()
-        norm = (deltas / torch.hypot(deltas, torch.full_like(deltas, loss.mu if loss else GHMRLoss().mu))).abs().float()
-        seen["boxes"] = _see(loss, norm, torch.ones_like(norm, dtype=torch.bool), 10)
+        norm = (deltas / torch.hypot(deltas, torch.full_like(deltas, (loss or usual[1]).mu))).abs().float()
+        everything = torch.ones_like(norm, dtype=torch.bool)
+        seen["boxes"] = _see(loss, norm, everything, usual[1].bins, "box coordinates")
     return seen
 
 
-def _see(loss: GHMCLoss | GHMRLoss | None, norm: Tensor, positive: Tensor, bins: int) -> Seen:
+def _sigmoid(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradient norm of each logit that counts, and whether it is the one of an object's class."""
+    positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    norm = (logits.float().sigmoid() - positive.float()).abs()
+    counted = counted.bool()[..., None].expand_as(norm)
+    return norm[counted], positive[counted]
+
+
+def _softmax(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the gradient norm of each anchor, 1 minus the probability of its label, and whether it has an object."""
+    right = logits.float().softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+    return 1 - right, labels > 0
+
+
+def _see(loss: nn.Module | None, norm: Tensor, positive: Tensor, bins: int, element: str) -> Seen:
     norm, positive = norm.cpu(), positive.cpu()
     density = loss.density() if loss is not None and loss.momentum > 0 else None
     edges = density.edges.cpu() if density else torch.linspace(0, 1, bins + 1)
@@ -91,7 +110,7 @@ def _see(loss: GHMCLoss | GHMRLoss | None, norm: Tensor, positive: Tensor, bins:
     parts = [torch.bincount(region[of], weights=norm[of].double(), minlength=bins) for of in (~positive, positive)]
     counts = density.counts if density else torch.bincount(region, minlength=bins)
     weights = density.weights.cpu().double() if density else None
-    return Seen(edges.double(), counts.cpu().double(), weights, torch.stack(parts, dim=1))
+    return Seen(edges.double(), counts.cpu().double(), weights, torch.stack(parts, dim=1), element)
 
 
 def draw_density(path: pathlib.Path, seen: dict[str, Seen]) -> pathlib.Path:
@@ -109,8 +128,7 @@ def draw_density(path: pathlib.Path, seen: dict[str, Seen]) -> pathlib.Path:
 def draw_counts(axes: Axes, seen: Seen, name: str) -> None:
     """Draws how many elements there are over the gradient norm."""
     _bars(axes, seen, seen.counts, color="tab:gray")
-    element = "logits" if name == "classification" else "box coordinates"
-    axes.set(title=f"{name}: elements per step", ylabel=element, yscale="symlog", ylim=(0, None))
+    axes.set(title=f"{name}: elements per step", ylabel=seen.element, yscale="symlog", ylim=(0, None))
 
 
 def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
