@@ -88,9 +88,9 @@ def ghmc_loss(
         exponent: rho in [0, 1] of the tempered density, which is ours and not the paper's:
             :math:`\beta_i = N S_{j(i)}^{-\rho} / \sum_k S_k^{1 - \rho}`. Region k gets the share
             :math:`S_k^{1 - \rho}` of the total weight. 1 is the paper, and 0 is plain cross entropy. The sum is over
-            all regions, or over those that have elements for "mmdet". 0.5 is recommended for everything but the
-            paper's setting (COCO, large batches), because rho = 1 gives each nearly empty region as much weight as
-            the region that holds the background.
+            all regions, or over those that have elements for "mmdet". 0.5 is recommended except to
+            reproduce the paper, because rho = 1 gives each nearly empty region as much weight as the region that
+            holds the background.
         backend: "triton", "eager", or None, which means Triton on devices that support it. The environment variable
             GHM_TRITON_BACKEND sets the default. float64 always uses the eager backend.
         process_group: If given, the density and N are those of all processes of this group, which takes one

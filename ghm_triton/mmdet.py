@@ -63,7 +63,7 @@ class GHMC(_DropIn):
         loss_weight: A factor of the loss.
         reduction: "mean", "sum" or "none".
         exponent: rho of the tempered density, see :func:`ghm_triton.ghmc_loss`. 1 is mmdetection's loss. 0.5 is
-            recommended for everything but the paper's setting (COCO, large batches).
+            recommended except to reproduce the paper.
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.

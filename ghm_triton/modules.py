@@ -150,8 +150,8 @@ class GHMCLoss(HarmonizedLoss):
             all-reduce of bins + 1 numbers. Every process must make the call. The running counts are then equal on all
             processes.
         exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
-            S_k^(1 - rho). 1 is the paper, and 0 is plain cross entropy. 0.5 is recommended for everything but the
-            paper's setting (COCO, large batches).
+            S_k^(1 - rho). 1 is the paper, and 0 is plain cross entropy. 0.5 is recommended except to reproduce the
+            paper.
 
     Shape:
         - input: logits of any shape, or a list of levels.
@@ -215,8 +215,8 @@ class GHMRLoss(HarmonizedLoss):
             all-reduce of bins + 1 numbers. Every process must make the call. The running counts are then equal on all
             processes.
         exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
-            S_k^(1 - rho). 1 is the paper, and 0 is plain ASL1. 0.5 is recommended for everything but the
-            paper's setting (COCO, large batches).
+            S_k^(1 - rho). 1 is the paper, and 0 is plain ASL1. 0.5 is recommended except to reproduce the
+            paper.
 
     Shape:
         - input: box deltas of any shape, or a list of levels.

@@ -37,6 +37,15 @@ CONFIGURATIONS |= {
     "float32 deltas, element weight, mmdet": "GHM-R fp32",
     "bfloat16 deltas, element weight, mmdet": "GHM-R bf16",
 }
+DENSITY_ERRORS = {
+    ("mean_error", "trained"): "error, trained head",
+    ("hard_mean_error", "trained"): "the same, g ≥ 0.5",
+    ("loss_ratio", "trained"): "loss, trained head",
+    ("mean_error", "start"): "error, untrained head",
+    ("loss_ratio", "start"): "loss, untrained head",
+    ("mean_error", "uniform"): "error, spread evenly",
+    ("loss_ratio", "uniform"): "loss, spread evenly",
+}
 SOFTMAX = {"10 classes": "10", "1,000 classes": "1,000", "19 classes, channels second": "19, channels second"}
 CONFIGURATIONS |= {
     f"{dtype} softmax of {shape}": f"GHM cross entropy ({classes}) {short}"
@@ -106,6 +115,13 @@ def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
     return rows.pivot(index="use", columns="device", values="cell")[order].rename_axis(columns=None).reset_index()
 
 
+def density_error(rows: pd.DataFrame) -> pd.DataFrame:
+    """By number of regions and kind of logits: the mean error of beta, and the loss, relative to the exact density."""
+    table = rows.pivot(index="bins", columns="distribution", values=["mean_error", "hard_mean_error", "loss_ratio"])
+    shown = pd.DataFrame({name: table[column].map("{:.2f}".format) for column, name in DENSITY_ERRORS.items()})
+    return shown.rename_axis("regions").reset_index()
+
+
 def front_times(rows: pd.DataFrame) -> pd.DataFrame:
     """GHM-C at 8,000,000 elements: milliseconds and the ratio to cross entropy."""
     rows = _base(rows)
@@ -146,6 +162,7 @@ def tables() -> dict[str, str]:
         "softmax": over_logits(rows),
         "bins": over_bins(rows),
         "bounds": over_memory(compiled),
+        "density-error": density_error(pd.read_csv(RESULTS / "density-error.csv")),
         "yolo": comparison(pd.read_csv(RESULTS / "yolo-cpu.csv")),
         "yolo-gradients": gradient_ratios(pd.read_csv(RESULTS / "yolo-gradients-cpu.csv")),
     }

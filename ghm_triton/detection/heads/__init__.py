@@ -28,7 +28,7 @@ def harmonize(
     """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
     Without losses, the paper's are used: `GHMCLoss()` and `GHMRLoss()`. With only one loss, torchvision's loss is used
-    for the other part. `exponent=0.5` is recommended for both, except for the paper's setting with large batches.
+    for the other part. `exponent=0.5` is recommended for both, except to reproduce the paper.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
     `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for
