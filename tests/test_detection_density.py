@@ -44,18 +44,33 @@ def test_without_a_density_the_batch_is_counted():
         assert torch.equal(seen.shares(weighted=True), seen.shares(weighted=False))
 
 
+def test_an_empty_region_has_no_weight():
+    """After 300 calls without it, the average of a region is 1e-37, and its weight would be inf in fp32."""
+    loss = GHMCLoss(bins=4, momentum=0.75)
+    target = torch.zeros(10, 1)
+    loss(torch.full((10, 1), 2.0), target)  # norm 0.88: region 3
+    for _ in range(300):
+        loss(torch.full((10, 1), -2.0), target)  # norm 0.12: region 0
+    norm = torch.full((10,), 0.12)
+    seen = _see(loss, norm, torch.zeros(10, dtype=torch.bool), 30, "logits")
+    assert seen.weights.tolist() == pytest.approx([0.25, 0, 0, 0])
+    assert seen.shares(weighted=True)[:, 0].tolist() == pytest.approx([100, 0, 0, 0])
+
+
 def test_observing_leaves_the_training_as_it_is(tmp_path):
     """Weights, running counts, mode and PyTorch's generator, of which torchvision draws; the figure is drawn."""
     model = harmonize(small_retinanet(10, size=64))
     scenes = DigitScenes(2, split="train")
     items = [scenes[0], scenes[1]]
-    model.train()([image for image, _ in items], [target for _, target in items])
+    batch = [image for image, _ in items], [target for _, target in items]
+    model.train()(*batch)
     model.eval()
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     seen = observe(model, items)
     assert list(seen) == ["classification", "boxes"] and not model.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    model.train()(*batch)  # what the figure is of: a step with this batch
     counts = model.head.classification_loss.density().counts
     assert torch.equal(seen["classification"].counts, counts.double())
     assert seen["classification"].gradient.sum() > 0 and (seen["boxes"].gradient[:, 0] == 0).all()

@@ -169,6 +169,7 @@ def test_the_figure_shows_all_anchors():
     seen = observe(model, items)
     expected = torch.stack([norm[labels == 0].sum(), norm[labels > 0].sum()])
     torch.testing.assert_close(seen["classification"].gradient.sum(dim=0), expected, rtol=1e-5, atol=0)  # fp32 norms
+    model(images, [target, target])  # what the figure is of: a step with these
     assert torch.equal(seen["classification"].counts, model.classification_loss.density().counts.double())
     assert torch.equal(seen["boxes"].counts, model.regression_loss.density().counts.double())
     own = observe(plain, items)

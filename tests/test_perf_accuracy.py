@@ -180,6 +180,15 @@ def test_optional_pairs_are_trained_only_if_asked_for(tmp_path, fast):
     assert set(defaults.losses) == {losses for losses, _ in plans.COMPARED}
 
 
+def test_a_stage_that_waits_for_its_grid_says_so(tmp_path, fast, capsys):
+    arguments = ["--smoke", "--tasks", "digits-1", "--losses", "focal + SL1", "--out", str(tmp_path / "a.csv")]
+    waits = "Other stages wait for --stages grid, with --steps 4, of: digits-1, focal + SL1, exponent 1\n"
+    command.main([*arguments, "--stages", "main"])
+    assert not fast and waits in capsys.readouterr().out
+    command.main([*arguments, "--stages", "grid"])
+    assert fast and "Other stages wait" not in capsys.readouterr().out
+
+
 def test_losses_of_the_models():
     """The exact density has the bins of the run, and the box loss its weight."""
     backbone = SmallBackbone().state_dict()

@@ -35,11 +35,15 @@ SMOKE_LOSSES = ["focal + SL1", "GHM-C + GHM-R"]
 SMOKE_EXPONENTS = [1.0, EXPONENT]
 
 
+def pairs_of(options: argparse.Namespace) -> list[tuple[str, float]]:
+    """The (pair, exponent) that the options name."""
+    return [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
+
+
 def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
     """The runs of the plan that have no row yet. A complete grid in the rows chooses the settings of later runs."""
-    compared = [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
     names = ("stages", "tasks", "steps", "seeds", "ablation_seeds")
-    runs = plan.runs(rows, compared=compared, **{name: getattr(options, name) for name in names})
+    runs = plan.runs(rows, compared=pairs_of(options), **{name: getattr(options, name) for name in names})
     done = set(runs_of(rows))
     return [run for run in runs if run not in done]
 
@@ -56,6 +60,13 @@ def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, optio
     table.append(dataclasses.asdict(run) | values | about)
     scores = "AP {AP:.1f}, AP50 {AP50:.1f}, {seconds_per_step:.2f} s/step".format_map(values)
     print(f"{describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)
+
+
+def grids_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[str]:
+    """What the stages after the grid wait for: the tasks and pairs without a complete grid."""
+    subjects = [(task, *pair) for task in options.tasks for pair in pairs_of(options)]
+    left = [one for one in subjects if plan.chosen(rows, *one, options.steps) is None]
+    return [f"{task}, {losses}, exponent {exponent:g}" for task, losses, exponent in left]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         longest = max(longest, (time.monotonic() - started) / 60 - elapsed)
     if left:
         print(f"{len(left)} runs are left. The same command continues from there.")
+    elif grids := grids_left(plan, rows, options):
+        print(f"Other stages wait for --stages grid, with --steps {options.steps}, of: {'; '.join(grids)}")
     print("\n".join(tables(rows, plan)))
     image = options.out.with_suffix(".png")
     plot(rows, image, plan)

@@ -23,9 +23,9 @@ class Seen(NamedTuple):
 
     Attributes:
         edges: Shape [bins + 1].
-        counts: Shape [bins]. The moving average of the number of elements per region, or the number in the batch where
-            the loss keeps none.
-        weights: Shape [bins]. The harmonizing weight beta. None: the loss has none.
+        counts: Shape [bins]. The moving average of the number of elements per region, with this batch, or the number
+            in the batch where the loss keeps none.
+        weights: Shape [bins]. The harmonizing weight beta; 0 where there are no elements. None: the loss has none.
         gradient: Shape [bins, 2]. The sum of the gradient norms of negatives and positives, without weights.
         element: What an element is, in the plural.
     """
@@ -73,18 +73,27 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
     owner = model if isinstance(model, SSD) else model.head
     usual = paper_losses(model)  # for the regions where the losses are others
     norm, positive = _softmax(*classify.inputs) if isinstance(model, SSD) else _sigmoid(*classify.inputs)
-    loss = getattr(owner, "classification_loss", None)
-    loss = loss if isinstance(loss, GHMCLoss | GHMCrossEntropyLoss) else None
+    loss = _after(getattr(owner, "classification_loss", None), classify.inputs)
     element = "anchors" if isinstance(model, SSD) else "logits"
     seen = {"classification": _see(loss, norm, positive, usual[0].bins, element)}
     if regress.inputs is not None:
-        loss = getattr(owner, "regression_loss", None)
-        loss = loss if isinstance(loss, GHMRLoss) else None
+        loss = _after(getattr(owner, "regression_loss", None), regress.inputs)
         deltas = (regress.inputs[0] - regress.inputs[1]).double().flatten()
         norm = (deltas / torch.hypot(deltas, torch.full_like(deltas, (loss or usual[1]).mu))).abs().float()
         everything = torch.ones_like(norm, dtype=torch.bool)
         seen["boxes"] = _see(loss, norm, everything, usual[1].bins, "box coordinates")
     return seen
+
+
+def _after(loss: nn.Module | None, inputs: tuple[Tensor, ...]) -> nn.Module | None:
+    """Returns a copy of a GHM loss after a training step with `inputs`, and None for another loss."""
+    if not isinstance(loss, GHMCLoss | GHMCrossEntropyLoss | GHMRLoss):
+        return None
+    loss = copy.deepcopy(loss).train()
+    loss.sync = False  # the other processes do not look
+    with torch.no_grad():
+        loss(*inputs)
+    return loss
 
 
 def _sigmoid(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +118,12 @@ def _see(loss: nn.Module | None, norm: Tensor, positive: Tensor, bins: int, elem
     region = torch.bucketize(norm, edges[1:-1], right=True)
     parts = [torch.bincount(region[of], weights=norm[of].double(), minlength=bins) for of in (~positive, positive)]
     counts = density.counts if density else torch.bincount(region, minlength=bins)
-    weights = density.weights.cpu().double() if density else None
+    weights = None
+    if density:
+        # An element of this batch adds 1 - momentum to the average (half for rounding). A region with less has none,
+        # and its weight grows without bound.
+        seen = density.counts >= 0.5 * (1 - loss.momentum)
+        weights = torch.where(seen, density.weights, 0).cpu().double()
     return Seen(edges.double(), counts.cpu().double(), weights, torch.stack(parts, dim=1), element)
 
 
