@@ -102,6 +102,7 @@ def draw(path: pathlib.Path, results: dict[str, Result], *, classes: int, seed: 
     curves = {other: list(one.curve.values()) for other, one in results.items()}
     draw_ap(ap, list(result.curve), curves, xlabel="step")
     ap.set_title("average precision on held-out scenes")
+    ap.legend(loc="lower right", fontsize="small")
     items = [DigitScenes(16, split="train", seed=seed, **common)[index] for index in range(16)]
     seen = observe(result.model, items)["classification"]
     draw_counts(counts, seen, "classification")
