@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "perf" / "results"
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SMALLEST = 10**6  # elements; from here on, time should be proportional to them
-FRONT_ELEMENTS, FRONT_TASK = 8_000_000, "digits-10"
-FRONT_LOSSES = ("CE + SL1", "focal + SL1", "GHM-C + SL1", "GHM-C + GHM-R, exponent 0.5")
+FRONT_ELEMENTS = 8_000_000
+FRONT_TASKS = {"digits-10": "digits, ten classes", "digits-1": "digits, one class", "trees": "tree crowns"}
+FRONT_LOSSES = ("CE + SL1", "focal + SL1", "GHM-C + GHM-R", "GHM-C + GHM-R, exponent 0.5")
 FRONT_IMPLEMENTATIONS = {
     "eager": "GHM-C, this package",
     "bce": "cross entropy, PyTorch",
@@ -137,18 +138,12 @@ def front_times(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def front_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
-    """The comparison on ten classes, without its settings."""
+    """AP of the comparison by pair (lines) and task (columns)."""
     rows = in_order(FULL.reported(rows))
-    rows = rows[(rows["stage"] == "main") & (rows["task"] == FRONT_TASK)]
-    names = [describe(row) for row in rows.itertuples()]
-    table = rows.assign(losses=names).groupby("losses", sort=False)
-    return pd.DataFrame(
-        [
-            {"losses": name, "seeds": len(own)} | {score: spread(own[score].astype(float)) for score in ("AP", "AP50")}
-            for name, own in table
-            if name in FRONT_LOSSES
-        ]
-    )
+    rows = rows[rows["stage"] == "main"]
+    rows = rows.assign(losses=[describe(row) for row in rows.itertuples()])
+    scores = rows.groupby(["losses", "task"])["AP"].agg(lambda values: spread(values.astype(float)))
+    return scores.unstack().loc[list(FRONT_LOSSES), list(FRONT_TASKS)].rename(columns=FRONT_TASKS).reset_index()
 
 
 def tables() -> dict[str, str]:

@@ -76,7 +76,7 @@ class Plan:
     rates: tuple[float, ...] = (1e-4, 2.4e-4, 6e-4, 1.5e-3, 4e-3, 1e-2, 2.4e-2)
     start_rates: tuple[float, ...] = (1.5e-3, 4e-3)
     start_tree_rates: tuple[float, ...] = (2.4e-4, 6e-4, 1.5e-3)
-    box_weights: tuple[float, ...] = (0.16, 0.8, 4.0, 20.0, 100.0, 500.0)
+    box_weights: tuple[float, ...] = (0.032, 0.16, 0.8, 4.0, 20.0, 100.0, 500.0)
     start_box_weights: tuple[float, ...] = (4.0, 20.0)
     ablations: dict = dataclasses.field(
         default_factory=lambda: {
