@@ -16,8 +16,8 @@ class Density(NamedTuple):
         edges: Shape [bins + 1]. Region j holds the gradient norms from edges[j] up to edges[j + 1].
         counts: Shape [bins]. S_j, the moving average of the number of elements in region j.
         weights: Shape [bins]. beta_j, the harmonizing weight of each element in region j; 0 where S_j is 0. For the
-            variant "mmdet", these are the weights of a call with elements in every region with S_j > 0. In a call that
-            lacks some of these regions, the weights are larger.
+            variant "mmdet", these are the weights of a call with elements in every region with S_j > 0. In a call with
+            no elements in some of these regions, the weights are larger.
         shares: Shape [bins]. beta_j S_j / N, the share of region j in the total weight.
     """
 

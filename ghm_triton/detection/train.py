@@ -118,7 +118,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_losses(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--box-loss", choices=BOX_LOSSES, help="box loss to use instead of the one that belongs to --loss")
-    add("--exponent", type=real(0, 1), help="exponent of both densities: 1 is the paper; otherwise, 0.5 is recommended")
+    add(
+        "--exponent",
+        type=real(0, 1),
+        help="exponent of both densities: 1 reproduces the paper; 0.5 is recommended for all else",
+    )
     add("--bins", type=whole(1), default=30, help="number of unit regions of GHM-C")
     add("--box-bins", type=whole(1), default=10, help="number of unit regions of GHM-R")
     add("--momentum", type=real(), default=0.75, help="momentum of the moving averages of the densities")
