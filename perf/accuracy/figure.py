@@ -18,8 +18,8 @@ SCORE = "COCO AP on held-out scenes"
 def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
     """Draw the rows that the tables show into `path`; nothing if there are none.
 
-    Panels per task: the AP at the end of each pair, and the AP over the steps. Then the AP over the exponent: a line
-    per task, and a line per number of images per step.
+    Panels per task: the AP at the end of each pair, and the AP over the steps if all pairs have it. Then the AP over
+    the exponent: a line per task, and a line per number of images per step.
     """
     rows = in_order(plan.reported(rows))
     main = rows[rows["stage"] == "main"]
@@ -27,7 +27,7 @@ def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
     for task, own in main.groupby("task", sort=False):
         panels.append((_draw_ends, f"{task}: AP after training", own))
         curves = own[[_ends_in_its_score(row) for row in own.itertuples()]]
-        if not curves.empty:
+        if curves.groupby(SETTING).ngroups == own.groupby(SETTING).ngroups:  # a part of the pairs would mislead
             panels.append((_draw_curves, f"{task}: AP over the steps", curves))
     own = rows[(rows["stage"] == "ablation") & (rows["losses"] == BATCH_PAIR[0])]
     if own["exponent"].nunique() > 1:
@@ -80,7 +80,7 @@ def _draw_ends(axes, rows: pd.DataFrame) -> None:
         )
     axes.set_yticks(range(len(settings)), [f"{describe(own.iloc[0])}\n{_seeds(own)}" for _, own in settings])
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.18)
     axes.set(xlabel=SCORE)
 
 
