@@ -118,7 +118,7 @@ def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
 
 def density_error(rows: pd.DataFrame) -> pd.DataFrame:
     """By number of regions and kind of logits: the mean error of beta, and the loss, relative to the exact density."""
-    table = rows.pivot(index="bins", columns="distribution", values=["mean_error", "hard_mean_error", "loss_ratio"])
+    table = rows.pivot(index="bins", columns="distribution")
     shown = pd.DataFrame({name: table[column].map("{:.2f}".format) for column, name in DENSITY_ERRORS.items()})
     return shown.rename_axis("regions").reset_index()
 
