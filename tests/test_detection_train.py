@@ -416,6 +416,19 @@ def test_torchrun_trains_and_stops_on_term(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_leaves_a_worker_that_is_starting(data, tmp_path, monkeypatch):
+    """PyTorch ends a worker at TERM until the worker ignores it, and with the worker the training."""
+
+    def interrupted(worker):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.ignore_stop_signals(worker)
+
+    monkeypatch.setattr(engine, "ignore_stop_signals", interrupted)
+    assert run(data, tmp_path / "run", "--epochs", "1", "--workers", "1") == 0
+    assert weights(tmp_path / "run")["epoch"] == 1
+
+
+@pytest.mark.slow
 def test_evaluate_and_predict(data, tmp_path, capsys):
     """The numbers are those that training wrote; the boxes of a picture are those of the evaluation."""
     import json

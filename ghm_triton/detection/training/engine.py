@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .checkpoint import random_state, set_random_state
 from .processes import Processes
 from .schedules import one_cycle
-from .signals import ignore_stop_signals
+from .signals import hold_stop_signals, ignore_stop_signals
 
 LOG_EVERY = 10  # steps between two rows of the log
 
@@ -127,8 +127,10 @@ class Trainer:
         )
         self.model.train()
         name = f"epoch {self.epoch + 1}"
+        with hold_stop_signals():  # until the workers ignore them
+            loaded = iter(loader)
         with tqdm(total=len(batches), initial=self.step, desc=name, unit="step", disable=not one.first) as bar:
-            for images, targets in loader:
+            for images, targets in loaded:
                 losses = self.train_step(images, targets)
                 if self.step % LOG_EVERY == 0:
                     place = {"epoch": self.epoch + 1, "step": self.epoch * len(batches) + self.step + 1}

@@ -37,6 +37,19 @@ def catch_stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """Holds the signals back within the context, also in the processes that start there, which may then ignore them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_stop_signals(worker: int) -> None:
     """A `worker_init_fn` of DataLoader: a signal to the whole process group must not end the workers."""
     for number in _SIGNALS:
