@@ -1,6 +1,7 @@
 """Losses by name, GHM-C in an FCOS, the pre-training, and the module for mmdetection."""
 
 import importlib
+import math
 import sys
 import types
 
@@ -22,7 +23,7 @@ from torchvision.ops import sigmoid_focal_loss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_drawing import STYLES
 from ghm_triton.detection.data.digit_scenes import DigitScenes
-from ghm_triton.detection.losses import CrossEntropyLoss, LossOptions, SmoothL1Loss, use_losses
+from ghm_triton.detection.losses import CrossEntropyLoss, FocalLoss, LossOptions, SmoothL1Loss, use_losses
 from ghm_triton.detection.models.builder import build_model
 from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import DigitCrops, pretrain
@@ -83,23 +84,55 @@ def test_an_fcos_takes_no_box_loss():
             use_losses(small_fcos(), LossOptions(**{name: value}))
 
 
-def test_cross_entropy_is_the_focal_loss_without_focus():
-    """Normalised by image, as torchvision does it; ignored anchors count nowhere."""
+@pytest.mark.parametrize(("kind", "alpha", "gamma"), [(CrossEntropyLoss, -1, 0), (FocalLoss, 0.25, 2)])
+def test_sums_are_divided_by_the_positives(kind, alpha, gamma):
+    """Of the batch, or of each image as torchvision does it. One image has none; ignored anchors count nowhere."""
     torch.manual_seed(0)
-    logits, labels = torch.randn(3, 40, 5), torch.randint(-1, 5, (3, 40))
+    logits, labels = torch.randn(3, 40, 5, requires_grad=True), torch.randint(-1, 5, (3, 40))
+    labels[1, 10:] = -1
     labels[2] = -1
     counted = torch.rand(3, 40) < 0.7
     counted |= labels >= 0
     counted[2, 0] = False
-    expected = 0
+    sums, positives = [], []
     for x, t, c in zip(logits, labels, counted):
         one_hot = (t[:, None] == torch.arange(5)).float()
-        expected += (
-            sigmoid_focal_loss(x[c], one_hot[c], alpha=-1, gamma=0, reduction="sum") / max((t >= 0).sum(), 1) / 3
-        )
-    torch.testing.assert_close(CrossEntropyLoss(2.0)(logits, labels, counted), 2 * expected)
-    logits[2, 0] = float("nan")
-    assert CrossEntropyLoss()(logits, labels, counted).isfinite()
+        sums.append(sigmoid_focal_loss(x[c], one_hot[c], alpha=alpha, gamma=gamma, reduction="sum"))
+        positives.append((t >= 0).sum())
+    expected = {
+        "batch": 2 * sum(sums) / sum(positives),
+        "image": 2 * sum(total / max(count, 1) for total, count in zip(sums, positives)) / 3,
+    }
+    assert abs(expected["batch"] - expected["image"]) > 0.1 * expected["batch"]
+    for normalize, value in expected.items():
+        loss = kind(normalize, 2.0)(logits, labels, counted)
+        torch.testing.assert_close(loss, value)
+        torch.testing.assert_close(*(torch.autograd.grad(one, logits, retain_graph=True)[0] for one in (loss, value)))
+    with torch.no_grad():
+        logits[2, 0] = float("nan")
+    assert all(kind(normalize)(logits, labels, counted).isfinite() for normalize in expected)
+    with pytest.raises(ValueError, match="normalize must be one of .*, got 'anchor'"):
+        kind("anchor")
+
+
+def test_no_object_in_the_batch():
+    """The sum stands as it is, instead of a division by 0."""
+    logits, labels = torch.zeros(2, 3, 1), torch.full((2, 3), -1)
+    total = CrossEntropyLoss("batch")(logits, labels, torch.ones(2, 3))
+    assert total.item() == pytest.approx(6 * math.log(2))
+
+
+def test_focal_loss_per_image_is_that_of_torchvision():
+    torch.manual_seed(0)
+    model = small_retinanet(4).train()
+    images = list(torch.rand(2, 3, 96, 96))
+    targets = [
+        {"boxes": torch.tensor([[4.0, 4, 24, 30], [30, 20, 60, 50]]), "labels": torch.tensor([2, 0])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    own = model(images, targets)
+    losses = use_losses(model, LossOptions("focal", normalize="image"))(images, targets)
+    torch.testing.assert_close(losses, own)
 
 
 def test_smooth_l1_is_the_mean_over_coordinates():
@@ -119,7 +152,8 @@ def test_names_choose_the_losses():
     none = type(None)
     assert kinds("ghm") == (GHMCLoss, GHMRLoss)
     assert kinds("ghmc") == (GHMCLoss, none)
-    assert kinds("focal") == (none, none)
+    assert kinds("model") == (none, none)
+    assert kinds("focal", normalize="image") == (FocalLoss, none)
     assert kinds("ce", "smooth_l1", box_loss_weight=2.0) == (CrossEntropyLoss, SmoothL1Loss)
     plain = LossOptions("ghmc", "asl1", mu=0.1, box_loss_weight=2.0)
     plain = use_losses(small_retinanet(4), plain).head.regression_loss

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.ssd import SSD
+from torchvision.ops import sigmoid_focal_loss
 
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 
@@ -14,28 +15,72 @@ from .heads import harmonize
 
 LOSSES = ("ghm", "ghmc", "focal", "ce", "model")
 BOX_LOSSES = ("model", "smooth_l1", "asl1", "ghmr")
+NORMALIZE = ("batch", "image")
 
 
-class CrossEntropyLoss(nn.Module):
-    """Binary cross entropy, normalized like torchvision's focal loss: by the positives of each image, at least 1.
+class _OverPositives(nn.Module):
+    """A sum over anchors and classes, divided by the number of positive anchors, at least 1.
+
+    Subclasses compute the loss of each logit.
 
     Args:
+        normalize: "batch" divides the sum over the batch by the positives of the batch, as in the focal loss paper,
+            Detectron2, and mmdetection. "image" divides the sum over each image by the positives of that image, and
+            takes the mean over the images, as torchvision does: an image with few objects, or none, then outweighs
+            all others.
         loss_weight: Factor of the loss.
+
+    Raises:
+        ValueError: `normalize` is something else.
+    """
+
+    def __init__(self, normalize: str = "batch", loss_weight: float = 1.0):
+        super().__init__()
+        if normalize not in NORMALIZE:
+            raise ValueError(f"normalize must be one of {NORMALIZE}, got {normalize!r}")
+        self.normalize, self.loss_weight = normalize, loss_weight
+
+    def forward(self, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+        """Return the loss, a scalar. Shapes and dtypes as for :func:`ghm_triton.detection.harmonize`."""
+        positive = labels >= 0
+        target = functional.one_hot(labels.clamp(min=0), logits.shape[-1]) * positive[..., None]
+        losses = self._losses(logits.float(), target.float())
+        totals = torch.where(counted.bool()[..., None], losses, 0).sum(dim=(1, 2))
+        positives = positive.sum(dim=1)
+        if self.normalize == "batch":
+            totals, positives = totals.sum(), positives.sum()
+        return self.loss_weight * (totals / positives.clamp(min=1)).mean()
+
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class CrossEntropyLoss(_OverPositives):
+    """Binary cross entropy over the positive anchors of the batch, or of each image.
+
+    Args:
+        normalize, loss_weight: "batch" or "image", and a factor.
 
     Example:
         >>> CrossEntropyLoss()(torch.randn(2, 50, 4), torch.randint(-1, 4, (2, 50)), torch.ones(2, 50))
     """
 
-    def __init__(self, loss_weight: float = 1.0):
-        super().__init__()
-        self.loss_weight = loss_weight
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
-    def forward(self, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-        """Returns the mean over the images. Shapes and dtypes as for :func:`ghm_triton.detection.harmonize`."""
-        wanted = functional.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
-        losses = functional.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none")
-        totals = torch.where(counted.bool()[..., None], losses, 0).sum(dim=(1, 2))
-        return self.loss_weight * (totals / (labels >= 0).sum(dim=1).clamp(min=1)).mean()
+
+class FocalLoss(_OverPositives):
+    """Focal loss (Lin et al., ICCV 2017) with alpha 0.25 and gamma 2, over the positives of the batch or of each image.
+
+    Args:
+        normalize, loss_weight: "batch" or "image", and a factor. "image" is torchvision's own loss.
+
+    Example:
+        >>> FocalLoss()(torch.randn(2, 50, 4), torch.randint(-1, 4, (2, 50)), torch.ones(2, 50))
+    """
+
+    def _losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, target, reduction="none")
 
 
 class SmoothL1Loss(nn.Module):
@@ -61,14 +106,15 @@ class LossOptions:
     """The losses of a detector by name, and their settings.
 
     Attributes:
-        loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "ce", or "model" (the model's own: focal loss, or for
-            an SSD cross entropy with hard negative mining). "focal" is the model's own where that is focal loss. For an
-            SSD, "ghm" and "ghmc" take GHM cross entropy over the softmax.
+        loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "focal", "ce", or "model" (the model's own: focal loss
+            over the positives of each image, or for an SSD cross entropy with hard negative mining). For an SSD, "ghm"
+            and "ghmc" take GHM cross entropy over the softmax.
         box_loss: "ghmr", "asl1", "smooth_l1" or "model" (the model's own). None: "ghmr" for "ghm", else "model". An
             FCOS keeps its own box losses.
         bins, box_bins: Unit regions of GHM-C and GHM-R.
         momentum, mu, exponent, variant: As for :class:`ghm_triton.GHMCLoss` and :class:`ghm_triton.GHMRLoss`.
         class_loss_weight, box_loss_weight: Factors of the two losses. The model's own losses have none.
+        normalize: "batch" or "image": "focal" and "ce" divide by the positives of the batch, or of each image.
 
     Raises:
         ValueError: A name is unknown, or a factor is given for one of the model's own losses.
@@ -84,14 +130,17 @@ class LossOptions:
     variant: str = "paper"
     class_loss_weight: float = 1.0
     box_loss_weight: float = 1.0
+    normalize: str = "batch"
 
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {self.loss!r}")
         if self.box_loss not in (None, *BOX_LOSSES):
             raise ValueError(f"box_loss must be one of {BOX_LOSSES} or None, got {self.box_loss!r}")
+        if self.normalize not in NORMALIZE:
+            raise ValueError(f"normalize must be one of {NORMALIZE}, got {self.normalize!r}")
         own = self.box_loss == "model" or (self.box_loss is None and self.loss != "ghm")
-        for name, owned in (("class_loss_weight", self.loss in ("focal", "model")), ("box_loss_weight", own)):
+        for name, owned in (("class_loss_weight", self.loss == "model"), ("box_loss_weight", own)):
             if owned and getattr(self, name) != 1:
                 raise ValueError(f"{name} must be 1 for the model's own loss, got {getattr(self, name)!r}")
 
@@ -124,10 +173,11 @@ def use_losses(model: RetinaNet | FCOS | SSD, options: LossOptions, *, sync: boo
 
 
 def _classification_loss(options: LossOptions, sync: bool) -> nn.Module | None:
-    if options.loss in ("focal", "model"):
+    if options.loss == "model":
         return None
-    if options.loss == "ce":
-        return CrossEntropyLoss(options.class_loss_weight)
+    if options.loss in ("focal", "ce"):
+        kind = FocalLoss if options.loss == "focal" else CrossEntropyLoss
+        return kind(options.normalize, options.class_loss_weight)
     return GHMCLoss(
         bins=options.bins,
         momentum=options.momentum,

@@ -14,7 +14,7 @@ import warnings
 
 from .argument_types import command_parser, device, real, whole
 from .data.augment import AUGMENTATIONS
-from .losses import BOX_LOSSES, LOSSES
+from .losses import BOX_LOSSES, LOSSES, NORMALIZE
 from .training.processes import join_processes
 from .training.recipes import RECIPES, recipe_defaults
 from .training.run import Run
@@ -117,6 +117,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_losses(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--normalize",
+        choices=NORMALIZE,
+        default="batch",
+        help="focal and ce: divide by the positive anchors of the batch, or of each image as torchvision does",
+    )
     add("--box-loss", choices=BOX_LOSSES, help="box loss to use instead of the one that belongs to --loss")
     add(
         "--exponent",

@@ -23,14 +23,30 @@ from ..arguments import command_parser, minutes, positive_int
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
 from .figure import plot
-from .plan import COMPARED, DIGITS, EXPONENT, FULL, KEY, OPTIONAL, PAIRS, SMOKE, STAGES, TASKS, Plan, Run, runs_of
+from .plan import (
+    BUDGETS,
+    COMPARED,
+    DIGITS,
+    EXPONENT,
+    FULL,
+    KEY,
+    OPTIONAL,
+    OTHER_PHOTOGRAPH,
+    PAIRS,
+    SMOKE,
+    STAGES,
+    TASKS,
+    Plan,
+    Run,
+    runs_of,
+)
 from .tables import describe, tables
 from .training import measure, start_weights
 
 COLUMNS = [*KEY, *METRICS, "curve", "seconds_per_step", "threads", "scenes", "torch", "commit", "measured_at"]
 PRETRAINING_STEPS = 1500
 SMOKE_STEPS = 4
-SMOKE_DEFAULTS = {"tasks": list(DIGITS), "steps": SMOKE_STEPS, "scenes": 4, "seeds": 1, "ablation_seeds": 1}
+SMOKE_DEFAULTS = {"tasks": list(DIGITS), "scenes": 4, "seeds": 1, "ablation_seeds": 1}
 SMOKE_LOSSES = ["focal + SL1", "GHM-C + GHM-R"]
 SMOKE_EXPONENTS = [1.0, EXPONENT]
 
@@ -42,30 +58,32 @@ def pairs_of(options: argparse.Namespace) -> list[tuple[str, float]]:
 
 def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
     """The runs of the plan that have no row yet. A complete grid in the rows chooses the settings of later runs."""
-    names = ("stages", "tasks", "steps", "seeds", "ablation_seeds")
+    names = ("stages", "tasks", "budget", "seeds", "ablation_seeds")
     runs = plan.runs(rows, compared=pairs_of(options), **{name: getattr(options, name) for name in names})
     done = set(runs_of(rows))
     return [run for run in runs if run not in done]
 
 
 def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, options: argparse.Namespace) -> None:
-    """Do `run` and append its row. A run that diverges gets a row too, as it would diverge again."""
+    """Do `run` and append its row, or the rows of both photographs. A run that diverges gets them too."""
     try:
-        values = measure(run, backbone, scenes=options.scenes, trees_folder=options.trees)
+        results = measure(run, backbone, scenes=options.scenes, trees_folder=options.trees)
     except FloatingPointError as error:
         print(error)
         values = dict.fromkeys(METRICS, 0.0) | {"curve": f"{run.steps}:0", "seconds_per_step": math.nan}
+        results = dict.fromkeys([run.task] if run.task in DIGITS else OTHER_PHOTOGRAPH, values)
     about = {name: value for name, value in provenance().items() if name in COLUMNS}
     about |= {"threads": torch.get_num_threads(), "scenes": options.scenes, "measured_at": now()}
-    table.append(dataclasses.asdict(run) | values | about)
-    scores = "AP {AP:.1f}, AP50 {AP50:.1f}, {seconds_per_step:.2f} s/step".format_map(values)
-    print(f"{describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)
+    for task, values in results.items():
+        table.append(dataclasses.asdict(run) | {"task": task} | values | about)
+        scores = "AP {AP:.1f}, AP50 {AP50:.1f}, {seconds_per_step:.2f} s/step".format_map(values)
+        print(f"{task}, {describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)
 
 
 def grids_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[str]:
     """What the stages after the grid wait for: the tasks and pairs without a complete grid."""
     subjects = [(task, *pair) for task in options.tasks for pair in pairs_of(options)]
-    left = [one for one in subjects if plan.chosen(rows, *one, options.steps) is None]
+    left = [one for one in subjects if plan.chosen(rows, *one) is None]
     return [f"{task}, {losses}, exponent {exponent:g}" for task, losses, exponent in left]
 
 
@@ -95,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left:
         print(f"{len(left)} runs are left. The same command continues from there.")
     elif grids := grids_left(plan, rows, options):
-        print(f"Other stages wait for --stages grid, with --steps {options.steps}, of: {'; '.join(grids)}")
+        print(f"Other stages wait for --stages grid of: {'; '.join(grids)}")
     print("\n".join(tables(rows, plan)))
     image = options.out.with_suffix(".png")
     plot(rows, image, plan)
@@ -121,8 +139,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         help="exponents of the tempered density",
     )
     add("--seeds", type=positive_int, default=5, help='seeds per pair of losses in the stage "main"')
-    add("--ablation-seeds", type=positive_int, default=2, help='seeds per setting in "ablation" and "batch"')
-    add("--steps", type=positive_int, default=800, help='steps of a run in the stage "main"; other stages take half')
+    add("--ablation-seeds", type=positive_int, default=2, help="seeds per setting in the other stages")
+    add("--budget", choices=BUDGETS, default="medium", help='number of steps of the stage "main"')
     add("--scenes", type=positive_int, default=300, help="held-out scenes of digits for the evaluation")
     add("--threads", type=positive_int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     add("--max-minutes", type=minutes, default=math.inf, help="start no run that would end later than this")

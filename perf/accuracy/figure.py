@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..legend import PAIR_COLORS
-from .plan import BATCH_PAIR, FULL, Plan
-from .tables import SETTING, batch_rows, describe, in_order
+from .plan import BATCH_PAIR, FULL, SETTING, Plan
+from .tables import batch_rows, describe, in_order
 
 OTHER_COLOR = "#000000"
 COLUMNS = 2  # panels side by side

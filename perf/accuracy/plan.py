@@ -1,28 +1,30 @@
 """The runs of the comparison: what is trained, and how the rate and the box weight are chosen."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 EXACT = "exact GHM-C + SL1"  # with the exact gradient density, and no moving average
-PAIRS = ("CE + SL1", "focal + SL1", "GHM-C + SL1", "GHM-C + ASL1", "GHM-C + GHM-R", EXACT)
-TASKS = {"digits-1": 1, "digits-10": 10, "trees": 1}  # classes
+PER_IMAGE = ("CE per image + SL1", "focal per image + SL1")  # normalized as in torchvision
+PAIRS = ("CE + SL1", "focal + SL1", *PER_IMAGE, "GHM-C + SL1", "GHM-C + ASL1", "GHM-C + GHM-R", EXACT)
+TASKS = {"digits-1": 1, "digits-10": 10, "trees-1": 1, "trees-2": 1}  # classes
 DIGITS = tuple(task for task in TASKS if task.startswith("digits"))
+# AP of trees-N is that on the validation tiles of photograph N. Both tasks come from one training on the training tiles
+# of both photographs, and the rate and the box weight of each are chosen on the tiles of the other.
+OTHER_PHOTOGRAPH = {"trees-1": "trees-2", "trees-2": "trees-1"}
 EXPONENT = 0.5  # recommended; 1 is the paper's
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+NO_EXPONENT = 1.0  # in the rows of losses without a density
+BASELINES = tuple((losses, NO_EXPONENT) for losses in ("CE + SL1", "focal + SL1", *PER_IMAGE))
 COMPARED = (  # (pair, exponent)
-    ("CE + SL1", 1.0),
-    ("focal + SL1", 1.0),
-    ("GHM-C + SL1", 1.0),
-    ("GHM-C + GHM-R", 1.0),
-    ("GHM-C + SL1", EXPONENT),
-    ("GHM-C + GHM-R", EXPONENT),
+    *BASELINES,
+    *(("GHM-C + SL1", exponent) for exponent in EXPONENTS),
+    *(("GHM-C + GHM-R", exponent) for exponent in EXPONENTS),
 )
 OPTIONAL = (("GHM-C + ASL1", 1.0), (EXACT, 1.0))  # only if asked for by name
 GRID_SEED = 0  # its runs are not reported
-PART = 2  # runs of all stages but "main" take 1 / PART of the steps
-EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+BUDGETS = ("short", "medium", "long")
 BATCH_TASK = "digits-10"
 BATCH_PAIR = ("GHM-C + GHM-R", EXPONENT)
 STAGES = (
@@ -30,12 +32,19 @@ STAGES = (
     "main",  # the comparison, with the best cell of the grid
     "ablation",  # one setting changed at a time
     "batch",  # the exponent at several numbers of images per step, on BATCH_TASK
+    "sweep",  # imbalance, and faults in the training boxes, on BATCH_TASK
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training. Equal runs have equal results. The fields are the first columns of the CSV."""
+    """One training. Equal runs have equal results. The fields are the first columns of the CSV.
+
+    Attributes:
+        scene_size, digits: Side of a scene in pixels, and the fewest and most digits in it.
+        missing, wrong: Share of the training boxes that are removed, and whose class is another.
+        jitter: Standard deviation of the edges of the training boxes, as a share of the side.
+    """
 
     stage: str
     task: str
@@ -50,9 +59,64 @@ class Run:
     momentum: float = 0.75
     variant: str = "paper"
     mu: float = 0.02
+    scene_size: int = 96
+    digits: str = "2-8"
+    missing: float = 0.0
+    wrong: float = 0.0
+    jitter: float = 0.0
 
 
 KEY = [field.name for field in dataclasses.fields(Run)]
+SETTING = [name for name in KEY if name != "seed"]
+CLASSIFIERS = ("CE + SL1", NO_EXPONENT), ("focal + SL1", NO_EXPONENT), *(("GHM-C + SL1", e) for e in (0.25, 0.5, 1.0))
+BOXES = (
+    ("focal + SL1", NO_EXPONENT),
+    *(("GHM-C + SL1", e) for e in (0.0, 0.5)),
+    *(("GHM-C + GHM-R", e) for e in (0.0, 0.5)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """One setting of the data, varied for several pairs.
+
+    Attributes:
+        name: What is varied, as an axis label.
+        pairs: The pairs of losses.
+        settings: By the place on the axis, the changed fields of a run.
+    """
+
+    name: str
+    pairs: tuple[tuple[str, float], ...]
+    settings: dict[float, dict]
+
+
+SWEEPS = (
+    Sweep("training boxes missing (%)", CLASSIFIERS, {100 * share: {"missing": share} for share in (0.0, 0.1, 0.3)}),
+    Sweep(
+        "training boxes with a wrong class (%)",
+        CLASSIFIERS,
+        {100 * share: {"wrong": share} for share in (0.0, 0.1, 0.3)},
+    ),
+    Sweep(
+        "jitter of the training boxes (% of the side)",
+        BOXES,
+        {100 * share: {"jitter": share} for share in (0.0, 0.05, 0.1)},
+    ),
+    Sweep(
+        "anchors per digit",
+        CLASSIFIERS,
+        {
+            anchors_per_digit: {"scene_size": size, "digits": digits}
+            for anchors_per_digit, size, digits in (
+                (436, 96, "6-10"),
+                (652, 96, "2-8"),
+                (3024, 96, "1-1"),
+                (12096, 192, "1-1"),
+            )
+        },
+    ),
+)
 
 
 def runs_of(rows: pd.DataFrame) -> list[Run]:
@@ -66,16 +130,26 @@ class Plan:
     """What there is to choose from.
 
     Attributes:
+        steps: By task, the steps of the budgets. The grid, ablations and batches take the shortest.
         rates, box_weights: The grid.
         start_rates, start_tree_rates, start_box_weights: Where the search in it starts. ImageNet weights, as on trees,
             need smaller rates.
         ablations: By (pair, exponent), the changes to its settings, one run each.
         batches: Images per step of the stage "batch", each with all of `exponents`.
+        sweeps: The stage "sweep", at the medium budget.
     """
 
+    steps: dict[str, tuple[int, int, int]] = dataclasses.field(
+        default_factory=lambda: {
+            "digits-1": (250, 500, 2000),
+            "digits-10": (500, 1000, 4000),
+            "trees-1": (150, 300, 900),
+            "trees-2": (150, 300, 900),
+        }
+    )
     rates: tuple[float, ...] = (1e-4, 2.4e-4, 6e-4, 1.5e-3, 4e-3, 1e-2, 2.4e-2)
     start_rates: tuple[float, ...] = (1.5e-3, 4e-3)
-    start_tree_rates: tuple[float, ...] = (2.4e-4, 6e-4, 1.5e-3)
+    start_tree_rates: tuple[float, ...] = (6e-4, 1.5e-3)
     box_weights: tuple[float, ...] = (0.032, 0.16, 0.8, 4.0, 20.0, 100.0, 500.0)
     start_box_weights: tuple[float, ...] = (4.0, 20.0)
     ablations: dict = dataclasses.field(
@@ -90,18 +164,19 @@ class Plan:
     )
     batches: tuple[int, ...] = (4, 16, 64)
     exponents: tuple[float, ...] = EXPONENTS
+    sweeps: tuple[Sweep, ...] = SWEEPS
 
-    def grid(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> list[Run]:
-        """The runs that the rate and the box weight for runs of `steps` are chosen from, given the results in `rows`.
+    def grid(self, rows: pd.DataFrame, task: str, losses: str, exponent: float) -> list[Run]:
+        """The runs that the rate and the box weight are chosen from, given the results in `rows`.
 
         First the cells that the search starts from. When all of these are in `rows`, also the neighbors of the best
         cell, until the best cell has all its neighbors.
         """
         scores = _scores(rows)
-        part = math.ceil(steps / PART)
         start_rates = self.start_rates if task in DIGITS else self.start_tree_rates
+        steps = self.steps[task][0]
         cells = {
-            (row, column): Run("grid", task, losses, exponent, part, rate, weight, GRID_SEED)
+            (row, column): Run("grid", task, losses, exponent, steps, rate, weight, GRID_SEED)
             for row, rate in enumerate(self.rates)
             for column, weight in enumerate(self.box_weights)
         }
@@ -113,12 +188,14 @@ class Plan:
         wanted = set(start) | {cells[cell] for cell in beside if cell in cells}
         return [run for run in cells.values() if run in wanted]
 
-    def chosen(
-        self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int
-    ) -> tuple[float, float] | None:
-        """(rate, box weight) with the greatest AP in the grid for runs of `steps`; None if the grid is incomplete."""
+    def chosen(self, rows: pd.DataFrame, task: str, losses: str, exponent: float) -> tuple[float, float] | None:
+        """(rate, box weight) with the greatest AP in the grid; None if the grid is incomplete.
+
+        For digits, the grid is measured on other scenes than those that are reported; for trees, on the other
+        photograph.
+        """
         scores = _scores(rows)
-        runs = self.grid(rows, task, losses, exponent, steps)
+        runs = self.grid(rows, OTHER_PHOTOGRAPH.get(task, task), losses, exponent)
         if not scores.keys() >= set(runs):
             return None
         best = max(runs, key=scores.get)
@@ -131,16 +208,18 @@ class Plan:
         stages: Sequence[str],
         compared: Sequence[tuple[str, float]],
         tasks: Sequence[str],
-        steps: int,
+        budget: str,
         seeds: int,
         ablation_seeds: int,
     ) -> list[Run]:
         """The runs to do, given the rows so far. Later stages wait for their grid. Runs may be in `rows` already."""
         runs = []
         if "grid" in stages:
-            runs += [run for task in tasks for pair in compared for run in self.grid(rows, task, *pair, steps)]
+            tuned_on = dict.fromkeys(other for task in tasks for other in (task, OTHER_PHOTOGRAPH.get(task, task)))
+            runs += [run for pair in compared for task in tuned_on for run in self.grid(rows, task, *pair)]
         for task in tasks:
-            tuned = {pair: self.chosen(rows, task, *pair, steps) for pair in compared}
+            steps = self.steps[task][BUDGETS.index(budget)]
+            tuned = {pair: self.chosen(rows, task, *pair) for pair in compared}
             usual = [Run("main", task, *pair, steps, *cell, seed=1) for pair, cell in tuned.items() if cell]
             if "main" in stages:
                 runs += [dataclasses.replace(run, seed=seed) for seed in range(1, seeds + 1) for run in usual]
@@ -149,13 +228,17 @@ class Plan:
         return list(dict.fromkeys(runs))
 
     def _changed(self, run: Run) -> list[Run]:
-        """`run` of the stage "main" with the changes of the stages "ablation" and "batch"."""
+        """`run` of the stage "main" with the changes of the stages "ablation", "batch", and "sweep"."""
         pair = run.losses, run.exponent
-        short = dataclasses.replace(run, steps=math.ceil(run.steps / PART))
+        short, medium, _ = (dataclasses.replace(run, steps=steps) for steps in self.steps[run.task])
         changed = [dataclasses.replace(short, stage="ablation", **change) for change in self.ablations.get(pair, [])]
         if run.task == BATCH_TASK and pair == BATCH_PAIR:
             settings = [{"batch": batch, "exponent": exponent} for batch in self.batches for exponent in self.exponents]
             changed += [dataclasses.replace(short, stage="batch", **setting) for setting in settings]
+        if run.task == BATCH_TASK:
+            settings = [own for sweep in self.sweeps if pair in sweep.pairs for own in sweep.settings.values()]
+            varied = [dataclasses.replace(medium, **setting) for setting in settings]
+            changed += [dataclasses.replace(one, stage="sweep") for one in varied if one != medium]  # that is in "main"
         return changed
 
     def reported(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -163,12 +246,11 @@ class Plan:
 
         A row stays if its grid is incomplete. The settings of an ablation are those that its pair has in "main".
         """
-        shown = rows[rows["stage"] != "grid"]
+        shown = rows[(rows["stage"] != "grid") & rows["task"].isin(list(self.steps))]
         tuned = dict([*self.ablations, BATCH_PAIR])
-        main = shown["stage"] == "main"
-        exponent = shown["exponent"].where(main, shown["losses"].map(tuned)).fillna(shown["exponent"])
-        full = shown["steps"].where(main, shown["steps"] * PART)  # steps of the run that the grid is for
-        subjects = list(zip(shown["task"], shown["losses"], exponent.astype(float), full))
+        own = shown["stage"].isin(["main", "sweep"])
+        exponent = shown["exponent"].where(own, shown["losses"].map(tuned)).fillna(shown["exponent"])
+        subjects = list(zip(shown["task"], shown["losses"], exponent.astype(float)))
         best = {subject: self.chosen(rows, *subject) for subject in set(subjects)}
         cells = zip(shown["rate"], shown["box_weight"])
         current = [best[subject] in (None, cell) for subject, cell in zip(subjects, cells)]
@@ -177,13 +259,16 @@ class Plan:
 
 FULL = Plan()
 SMOKE = Plan(  # a few runs that use all of the code
+    steps=dict.fromkeys(TASKS, (2, 4, 8)),
     rates=(1.5e-3, 4e-3),
     box_weights=(4.0,),
     ablations={BATCH_PAIR: [{"exponent": 1.0}]},
     batches=(4,),
     exponents=(EXPONENT,),
+    sweeps=(Sweep("missing", (BATCH_PAIR,), {30.0: {"missing": 0.3}}),),
 )
 
 
 def _scores(rows: pd.DataFrame) -> dict[Run, float]:
+    rows = rows[rows["stage"] == "grid"]
     return dict(zip(runs_of(rows), rows["AP"].astype(float)))

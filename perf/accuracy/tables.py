@@ -5,9 +5,8 @@ import dataclasses
 import pandas as pd
 
 from ..markdown_table import as_markdown
-from .plan import FULL, KEY, PAIRS, Plan, Run
+from .plan import FULL, PAIRS, SETTING, Plan, Run
 
-SETTING = [name for name in KEY if name != "seed"]
 CHANGES = {  # how a setting that differs from the paper's is told
     "exponent": "exponent {:g}",
     "bins": "M {:g}",
@@ -15,6 +14,11 @@ CHANGES = {  # how a setting that differs from the paper's is told
     "mu": "mu {:g}",
     "variant": "{}",
     "batch": "{:g} images per step",
+    "scene_size": "scenes of {:g} pixels",
+    "digits": "{} digits",
+    "missing": "{:.0%} of the boxes missing",
+    "wrong": "{:.0%} of the classes wrong",
+    "jitter": "jitter {:.0%}",
 }
 PAPER = {field.name: field.default for field in dataclasses.fields(Run)} | {"exponent": 1.0}
 

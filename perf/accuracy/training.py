@@ -1,5 +1,6 @@
 """Trains and evaluates one run of the comparison."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from ghm_triton.detection.data.coco import CocoBoxes
 from ghm_triton.detection.data.digit_drawing import STYLES
 from ghm_triton.detection.data.digit_scenes import DigitScenes
 from ghm_triton.detection.data.split_files import find_split
+from ghm_triton.detection.data.trees import PHOTOGRAPHS
 from ghm_triton.detection.heads import harmonize
 from ghm_triton.detection.losses import LossOptions, SmoothL1Loss, use_losses
 from ghm_triton.detection.models.lite0 import lite0_retinanet
@@ -24,13 +26,16 @@ from ghm_triton.detection.training.engine import train_one_cycle as train
 from ghm_triton.detection.training.evaluation import average_precision, detect
 
 from ..exact_density import ExactGHMCLoss
-from .plan import DIGITS, EXACT, TASKS, Run
+from .faulty_boxes import FaultyBoxes
+from .plan import DIGITS, EXACT, OTHER_PHOTOGRAPH, TASKS, Run
 
 STYLE = STYLES["hard"]
 CURVE_POINTS = 4  # AP is measured after each of this many parts of the steps
 LOSSES = {  # as in LossOptions
     "CE + SL1": {"loss": "ce", "box_loss": "smooth_l1"},
     "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
+    "CE per image + SL1": {"loss": "ce", "box_loss": "smooth_l1", "normalize": "image"},
+    "focal per image + SL1": {"loss": "focal", "box_loss": "smooth_l1", "normalize": "image"},
     "GHM-C + SL1": {"loss": "ghmc", "box_loss": "smooth_l1"},
     "GHM-C + ASL1": {"loss": "ghmc", "box_loss": "asl1"},
     "GHM-C + GHM-R": {"loss": "ghmc", "box_loss": "ghmr"},
@@ -55,7 +60,7 @@ def build(run: Run, backbone: dict | None) -> nn.Module:
     """The model of `run` with its losses, on the pre-trained backbone: `backbone` for digits, ImageNet's for trees."""
     torch.manual_seed(run.seed)
     if run.task in DIGITS:
-        model = small_retinanet(TASKS[run.task], size=STYLE.size)
+        model = small_retinanet(TASKS[run.task], size=run.scene_size)
         model.backbone.load_state_dict(backbone, strict=False)
     else:
         model = lite0_retinanet(TASKS[run.task])
@@ -67,16 +72,16 @@ def build(run: Run, backbone: dict | None) -> nn.Module:
 
 def digits_data(run: Run, *, scenes: int) -> tuple[Dataset, Dataset]:
     """The scenes to train on, and `scenes` held-out ones: in the stage "grid" others than those that are reported."""
-    common = {"classes": TASKS[run.task], "style": STYLE}
+    digits = tuple(int(count) for count in run.digits.split("-"))
+    common = {"classes": TASKS[run.task], "style": dataclasses.replace(STYLE, size=run.scene_size, digits=digits)}
     held_out = DigitScenes(scenes, split="val", seed=1 if run.stage == "grid" else 0, **common)
-    return DigitScenes(run.steps * run.batch, split="train", seed=run.seed, **common), held_out
+    scenes = DigitScenes(run.steps * run.batch, split="train", seed=run.seed, **common)
+    faults = {"missing": run.missing, "wrong": run.wrong, "jitter": run.jitter}
+    return FaultyBoxes(scenes, **faults) if any(faults.values()) else scenes, held_out
 
 
-def trees_data(run: Run, *, folder: Path) -> tuple[Dataset, Dataset]:
-    """The augmented tiles to train on, and all validation tiles, which are too few to have others in the stage "grid".
-
-    The data set is made once and kept in `folder`.
-    """
+def trees_data(run: Run, *, folder: Path) -> tuple[Dataset, CocoBoxes]:
+    """The augmented tiles to train on, and all validation tiles. The data set is made once and kept in `folder`."""
     if not (folder / "annotations" / "instances_val.json").exists() and trees.main([str(folder)]):
         raise SystemExit(1)
     tiles, held_out = (CocoBoxes(*find_split(folder, split)) for split in ("train", "val"))
@@ -87,8 +92,26 @@ def trees_data(run: Run, *, folder: Path) -> tuple[Dataset, Dataset]:
     return Subset(items, order[:count].tolist()), held_out
 
 
-def measure(run: Run, backbone: dict | None, *, scenes: int, trees_folder: Path) -> dict:
-    """Train and evaluate. Return the values of the row. The curve is measured on the images that are reported."""
+def evaluate(model: nn.Module, held_out: Dataset, task: str) -> dict[str, dict[str, float]]:
+    """COCO's numbers by task: those of the photographs for trees."""
+    found, truth = detect(model, held_out), held_out.coco()
+    if task in DIGITS:
+        return {task: average_precision(truth, found)}
+    scores = {}
+    for name, photograph in zip(OTHER_PHOTOGRAPH, PHOTOGRAPHS):
+        images = [image for image in truth["images"] if image["file_name"].startswith(photograph)]
+        chosen = {image["id"] for image in images}
+        annotations = [one for one in truth["annotations"] if one["image_id"] in chosen]
+        own = [one for one in found if one["image_id"] in chosen]
+        scores[name] = average_precision(truth | {"images": images, "annotations": annotations}, own)
+    return scores
+
+
+def measure(run: Run, backbone: dict | None, *, scenes: int, trees_folder: Path) -> dict[str, dict]:
+    """Train and evaluate. Return the values of the row of each task that the training serves.
+
+    The curve is measured on the images that are reported.
+    """
     model = build(run, backbone)
     if run.task in DIGITS:
         training, held_out = digits_data(run, scenes=scenes)
@@ -100,16 +123,19 @@ def measure(run: Run, backbone: dict | None, *, scenes: int, trees_folder: Path)
     def after_step(targets):
         nonlocal done, evaluating
         done += 1
-        if run.stage != "grid" and done % part == 0 and done < run.steps:
+        if run.stage == "main" and done % part == 0 and done < run.steps:
             paused = time.perf_counter()
-            points[done] = average_precision(held_out.coco(), detect(model, held_out))["AP"]
+            points[done] = evaluate(model, held_out, run.task)
             evaluating += time.perf_counter() - paused
 
     start = time.perf_counter()
     train(model, training, batch=run.batch, rate=run.rate, seed=run.seed, after_step=after_step)
     seconds = time.perf_counter() - start - evaluating
-    result = average_precision(held_out.coco(), detect(model, held_out))
-    if run.stage != "grid":
-        points[run.steps] = result["AP"]
-    curve = " ".join(f"{step}:{score:.2f}" for step, score in points.items())
-    return result | {"curve": curve, "seconds_per_step": seconds / run.steps}
+    results = evaluate(model, held_out, run.task)
+    if run.stage == "main":
+        points[run.steps] = results
+    curves = {task: " ".join(f"{step}:{scores[task]['AP']:.2f}" for step, scores in points.items()) for task in results}
+    return {
+        task: values | {"curve": curves[task], "seconds_per_step": seconds / run.steps}
+        for task, values in results.items()
+    }
