@@ -10,8 +10,8 @@ import pandas as pd
 
 from ghm_triton.classification.report import table as classification_table
 
+from .accuracy.paired import front
 from .accuracy.plan import FULL
-from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
 from .accuracy.yolo_tables import comparison, gradient_ratios
 from .arguments import command_parser
@@ -25,8 +25,19 @@ RESULTS = ROOT / "perf" / "results"
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SMALLEST = 10**6  # elements; from here on, time should be proportional to them
 FRONT_ELEMENTS = 8_000_000
-FRONT_TASKS = {"digits-10": "digits, ten classes", "digits-1": "digits, one class", "trees": "tree crowns"}
-FRONT_LOSSES = ("CE + SL1", "focal + SL1", "GHM-C + GHM-R", "GHM-C + GHM-R, exponent 0.5")
+FRONT_TASKS = {
+    ("digits-10", 1000): "digits, ten classes",
+    ("digits-1", 500): "digits, one class",
+    ("trees", 150): "tree crowns",
+}
+FRONT_LOSSES = {
+    "CE + SL1": "cross entropy + smooth L1",
+    "focal + SL1": "focal loss + smooth L1",
+    "focal per image + SL1": "the same, normalized per image (torchvision)",
+    "GHM-C + SL1, exponent 0": "GHM-C with the exponent 0 (the control) + smooth L1",
+    "GHM-C + SL1, exponent 0.5": "GHM-C with the exponent 0.5 + smooth L1",
+    "GHM-C + GHM-R, exponent 0.5": "GHM-C + GHM-R with the exponent 0.5",
+}
 FRONT_IMPLEMENTATIONS = {
     "eager": "GHM-C, this package",
     "bce": "cross entropy, PyTorch",
@@ -137,22 +148,13 @@ def front_times(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def front_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
-    """AP of the comparison by pair (lines) and task (columns)."""
-    rows = in_order(FULL.reported(rows))
-    rows = rows[rows["stage"] == "main"]
-    rows = rows.assign(losses=[describe(row) for row in rows.itertuples()])
-    scores = rows.groupby(["losses", "task"])["AP"].agg(lambda values: spread(values.astype(float)))
-    return scores.unstack().loc[list(FRONT_LOSSES), list(FRONT_TASKS)].rename(columns=FRONT_TASKS).reset_index()
-
-
 def tables() -> dict[str, str]:
     """The tables by name, in Markdown."""
     rows, compiled = load([RESULTS / "sweep-cpu.csv"]), pd.read_csv(RESULTS / "compiled.csv")
     accuracy = pd.read_csv(RESULTS / "accuracy-cpu.csv")
     made = {
         "front-times": front_times(rows),
-        "front-accuracy": front_accuracy(accuracy),
+        "front-accuracy": front(FULL.reported(accuracy), FRONT_LOSSES, FRONT_TASKS),
         "elements": over_elements(rows),
         "softmax": over_logits(rows),
         "bins": over_bins(rows),

@@ -38,6 +38,10 @@ COLORS |= {
 PAIR_COLORS = {  # pairs of losses of perf.accuracy, as it describes them
     "CE + SL1": COLORS["bce"],
     "focal + SL1": COLORS["torchvision_focal"],
+    "CE per image + SL1": COLORS["bce_compiled"],
+    "focal per image + SL1": "#f0d089",
+    "GHM-C + SL1, exponent 0": "#009e73",
+    "GHM-C + SL1, exponent 0.25": "#88ccaa",
     "GHM-C + SL1": COLORS["eager_compiled"],
     "GHM-C + SL1, exponent 0.5": COLORS["eager"],
     "GHM-C + ASL1": "#999933",

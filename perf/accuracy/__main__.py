@@ -40,7 +40,8 @@ from .plan import (
     Run,
     runs_of,
 )
-from .tables import describe, tables
+from .settings import describe
+from .tables import tables
 from .training import measure, start_weights
 
 COLUMNS = [*KEY, *METRICS, "curve", "seconds_per_step", "threads", "scenes", "torch", "commit", "measured_at"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..legend import PAIR_COLORS
-from .plan import BATCH_PAIR, FULL, SETTING, Plan
-from .tables import batch_rows, describe, in_order
+from .plan import BATCH_PAIR, BATCH_TASK, FULL, SETTING, Plan
+from .settings import describe
+from .tables import batch_rows, in_order, sweep_rows
 
 OTHER_COLOR = "#000000"
 COLUMNS = 2  # panels side by side
@@ -16,19 +17,24 @@ SCORE = "COCO AP on held-out scenes"
 
 
 def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
-    """Draw the rows that the tables show into `path`; nothing if there are none.
+    """Draw the rows of the comparison that are reported into `path`; nothing if there are none.
 
-    Panels per task: the AP at the end of each pair, and the AP over the steps if all pairs have it. Then the AP over
-    the exponent: a line per task, and a line per number of images per step.
+    Panels per task and budget: the AP at the end of each pair, and the AP over the steps if all pairs have it. Then the
+    AP over imbalance and faults of the boxes, and over the exponent: a line per task, and a line per number of images
+    per step.
     """
     rows = in_order(plan.reported(rows))
     main = rows[rows["stage"] == "main"]
     panels = []
-    for task, own in main.groupby("task", sort=False):
-        panels.append((_draw_ends, f"{task}: AP after training", own))
+    for (task, steps), own in main.groupby(["task", "steps"], sort=False):
+        panels.append((_draw_ends, f"{task}: AP after {steps:,} steps", own))
         curves = own[[_ends_in_its_score(row) for row in own.itertuples()]]
         if curves.groupby(SETTING).ngroups == own.groupby(SETTING).ngroups:  # a part of the pairs would mislead
-            panels.append((_draw_curves, f"{task}: AP over the steps", curves))
+            panels.append((_draw_curves, f"{task}: AP over {steps:,} steps", curves))
+    for sweep in plan.sweeps:
+        own = sweep_rows(rows, sweep, plan)
+        if own["place"].nunique() > 1:
+            panels.append((functools.partial(_draw_sweep, name=sweep.name), f"{BATCH_TASK}: AP over {sweep.name}", own))
     own = rows[(rows["stage"] == "ablation") & (rows["losses"] == BATCH_PAIR[0])]
     if own["exponent"].nunique() > 1:
         draw = functools.partial(_draw_exponents, by="task", name="{}")
@@ -94,6 +100,19 @@ def _draw_curves(axes, rows: pd.DataFrame) -> None:
         axes.plot(points.columns, points.mean(), marker="o", color=color, label=f"{name} ({_seeds(own)})")
         axes.fill_between(points.columns, points.min(), points.max(), color=color, alpha=0.15)
     axes.set(xlabel="steps", ylabel=SCORE, ylim=(0, None))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
+
+
+def _draw_sweep(axes, rows: pd.DataFrame, *, name: str) -> None:
+    """A line per pair: the mean over the seeds, and the range from the lowest to the highest seed."""
+    for losses, own in rows.groupby("name", sort=False):
+        scores = own["AP"].astype(float).groupby(own["place"])
+        color = PAIR_COLORS.get(losses, OTHER_COLOR)
+        axes.plot(scores.mean().index, scores.mean(), marker="o", color=color, label=losses)
+        axes.fill_between(scores.mean().index, scores.min(), scores.max(), color=color, alpha=0.15)
+    axes.set(xlabel=name, ylabel=SCORE, ylim=(0, None))
+    if rows["place"].min() > 0:
+        axes.set_xscale("log")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
 

@@ -1,37 +1,15 @@
 """The tables of the comparison."""
 
-import dataclasses
-
 import pandas as pd
 
 from ..markdown_table import as_markdown
-from .plan import FULL, PAIRS, SETTING, Plan, Run
+from .paired import against_rivals
+from .plan import BATCH_TASK, FULL, PAIRS, SETTING, Plan, Sweep
+from .settings import PAPER, describe, spread
 
-CHANGES = {  # how a setting that differs from the paper's is told
-    "exponent": "exponent {:g}",
-    "bins": "M {:g}",
-    "momentum": "momentum {:g}",
-    "mu": "mu {:g}",
-    "variant": "{}",
-    "batch": "{:g} images per step",
-    "scene_size": "scenes of {:g} pixels",
-    "digits": "{} digits",
-    "missing": "{:.0%} of the boxes missing",
-    "wrong": "{:.0%} of the classes wrong",
-    "jitter": "jitter {:.0%}",
-}
-PAPER = {field.name: field.default for field in dataclasses.fields(Run)} | {"exponent": 1.0}
-
-
-def describe(run: Run | pd.Series) -> str:
-    """The losses, and what differs from the paper's settings."""
-    changed = [text.format(getattr(run, name)) for name, text in CHANGES.items() if getattr(run, name) != PAPER[name]]
-    return ", ".join([run.losses, *changed])
-
-
-def spread(values: pd.Series) -> str:
-    """Mean and, of several values, standard deviation."""
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+VARIED = ("scene_size", "digits", "missing", "wrong", "jitter")  # by the stage "sweep"
+CLEAN = {name: PAPER[name] for name in VARIED}
+RIVAL = "difference to the best rival"
 
 
 def tables(rows: pd.DataFrame, plan: Plan = FULL) -> list[str]:
@@ -49,16 +27,20 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(rows: pd.DataFrame) -> str:
-    """One line per setting of "main" and "ablation": mean and standard deviation over the seeds."""
+    """One line per setting of "main" and "sweep": mean and standard deviation over the seeds.
+
+    The last column is the difference to the best rival of the task and budget, with its 95% interval.
+    """
+    rows = in_order(rows[rows["stage"].isin(["main", "sweep"])])
+    differences = against_rivals(rows)
     lines = []
-    for _, own in in_order(rows[rows["stage"] != "batch"]).groupby(SETTING, sort=False):
+    for _, own in rows.groupby(SETTING, sort=False):
         one = own.iloc[0]
         line = {"task": one.task, "losses": describe(one), "steps": one.steps}
         line |= {"rate": f"{one.rate:g}", "box weight": f"{one.box_weight:g}", "seeds": len(own)}
         line |= {name: spread(own[name].astype(float)) for name in ("AP", "AP50", "AP75")}
-        seconds = pd.to_numeric(own["seconds_per_step"]).median()  # empty if a run diverged
-        lines.append(line | {"s/step": f"{seconds:.2f}"})
-    names = ["task", "losses", "steps", "rate", "box weight", "seeds", "AP", "AP50", "AP75", "s/step"]
+        lines.append(line | {RIVAL: differences.get((one.task, one.steps, line["losses"]), "")})
+    names = ["task", "losses", "steps", "rate", "box weight", "seeds", "AP", "AP50", "AP75", RIVAL]
     return as_markdown(pd.DataFrame(lines, columns=names))
 
 
@@ -70,6 +52,21 @@ def batch_rows(rows: pd.DataFrame) -> pd.DataFrame:
     settings = set(batch[same].itertuples(index=False, name=None))
     alike = [setting in settings for setting in rows[same].itertuples(index=False, name=None)]
     return rows[rows["stage"].isin(["batch", "ablation"]) & pd.Series(alike, index=rows.index, dtype=bool)]
+
+
+def sweep_rows(rows: pd.DataFrame, sweep: Sweep, plan: Plan) -> pd.DataFrame:
+    """The rows of a sweep with the columns `place`, on its axis, and `name`, of the losses as on clean data."""
+    pairs = [pair in sweep.pairs for pair in zip(rows["losses"], rows["exponent"].astype(float))]
+    rows = rows[pd.Series(pairs, index=rows.index, dtype=bool) & (rows["task"] == BATCH_TASK)]
+    rows = rows[rows["stage"].isin(["main", "sweep"]) & (rows["steps"] == plan.steps[BATCH_TASK][1])]
+    found = []
+    for place, changes in sweep.settings.items():
+        own = rows
+        for name in VARIED:
+            own = own[own[name] == changes.get(name, CLEAN[name])]
+        names = [describe(row._replace(**CLEAN)) for row in own.itertuples()]
+        found.append(own.assign(place=place, name=names))
+    return pd.concat(found)
 
 
 def by_batch(rows: pd.DataFrame) -> str:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from .tables import spread
+from .settings import spread
 
 KEY = ["model", "loss", "exponent", "images", "imgsz", "epochs", "batch", "seed"]
 

@@ -1,0 +1,68 @@
+"""Differences between losses, paired by seed: both trained on the same images, in the same order, from one start."""
+
+import pandas as pd
+from scipy.stats import t
+
+from .plan import OTHER_PHOTOGRAPH
+from .settings import describe
+
+RIVALS = ("CE + SL1", "focal + SL1")  # normalized over the batch
+CONFIDENCE = 0.95
+TREES = "trees"  # the mean over the two photographs
+
+
+def scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """AP of the stage "main": a line per task, losses, steps, and seed, with the trees' mean over the photographs."""
+    rows = rows[rows["stage"] == "main"]
+    rows = rows.assign(losses=[describe(row) for row in rows.itertuples()], AP=rows["AP"].astype(float))
+    rows = rows[["task", "losses", "steps", "seed", "AP"]]
+    pairs = rows[rows["task"].isin(list(OTHER_PHOTOGRAPH))].groupby(["losses", "steps", "seed"])["AP"]
+    trees = pairs.mean()[pairs.count() == len(OTHER_PHOTOGRAPH)].reset_index().assign(task=TREES)
+    return pd.concat([rows, trees], ignore_index=True)
+
+
+def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, int]:
+    """(mean, half of the 95% interval, seeds) of `first - second`, AP by seed. The interval is Student's t."""
+    both = (first - second).dropna()
+    count = len(both)
+    half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * both.std() / count**0.5 if count > 1 else float("nan")
+    return both.mean(), half, count
+
+
+def best_rival(own: pd.DataFrame) -> str | None:
+    """The name of the rival with the highest mean AP in the rows of one task and budget."""
+    means = own[own["losses"].isin(RIVALS)].groupby("losses")["AP"].mean()
+    return None if means.empty else means.idxmax()
+
+
+def against_rivals(rows: pd.DataFrame) -> dict[tuple[str, int, str], str]:
+    """By (task, steps, losses), the difference to the best rival in words: "" for losses with less than two seeds."""
+    texts = {}
+    for (task, steps), own in scores(rows).groupby(["task", "steps"], sort=False):
+        rival = best_rival(own)
+        by_seed = own.pivot(index="seed", columns="losses", values="AP")
+        for losses in by_seed if rival else ():
+            mean, half, count = difference(by_seed[losses], by_seed[rival])
+            text = f"{mean:+.1f} ± {half:.1f}" if count > 1 else ""
+            texts[task, steps, losses] = "best rival" if losses == rival else text
+    return texts
+
+
+def front(rows: pd.DataFrame, losses: dict[str, str], tasks: dict[tuple[str, int], str]) -> pd.DataFrame:
+    """AP by losses (lines) and task (columns), with the difference to the best rival of the task in parentheses.
+
+    Args:
+        rows: The rows of the comparison that are reported.
+        losses: The names in the table, by the names of the pairs.
+        tasks: The titles of the columns, by (task, steps).
+    """
+    means = scores(rows).groupby(["task", "steps", "losses"])["AP"].mean()
+    differences = against_rivals(rows)
+    table = pd.DataFrame({"losses": losses.values()}, index=list(losses))
+    for task, title in tasks.items():
+        for pair in losses:
+            place = (*task, pair)
+            told = differences.get(place)
+            cell = f"{means[place]:.1f}" if place in means.index else ""
+            table.loc[pair, title] = f"{cell} ({told})" if told else cell
+    return table

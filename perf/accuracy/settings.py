@@ -1,0 +1,33 @@
+"""How a setting of the comparison is told."""
+
+import dataclasses
+
+import pandas as pd
+
+from .plan import Run
+
+CHANGES = {  # how a setting that differs from the paper's is told
+    "exponent": "exponent {:g}",
+    "bins": "M {:g}",
+    "momentum": "momentum {:g}",
+    "mu": "mu {:g}",
+    "variant": "{}",
+    "batch": "{:g} images per step",
+    "scene_size": "scenes of {:g} pixels",
+    "digits": "{} digits",
+    "missing": "{:.0%} of the boxes missing",
+    "wrong": "{:.0%} of the classes wrong",
+    "jitter": "jitter {:.0%}",
+}
+PAPER = {field.name: field.default for field in dataclasses.fields(Run)} | {"exponent": 1.0}
+
+
+def describe(run: Run | pd.Series) -> str:
+    """The losses, and what differs from the paper's settings."""
+    changed = [text.format(getattr(run, name)) for name, text in CHANGES.items() if getattr(run, name) != PAPER[name]]
+    return ", ".join([run.losses, *changed])
+
+
+def spread(values: pd.Series) -> str:
+    """Mean and, of several values, standard deviation."""
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
