@@ -161,16 +161,17 @@ class GHMR(_DropIn):
 
 
 def register_mmdet() -> None:
-    """Registers :class:`GHMC` and :class:`GHMR` in mmdetection's registry, in place of its own.
+    """Register :class:`GHMC` and :class:`GHMR` in mmdetection's registry, in place of its own.
+
+    This imports all models of mmdetection first, so that its own classes are not registered later.
 
     Raises:
-        ImportError: mmdetection 3.x is not installed.
+        ImportError: mmdetection 3.x or a package that it needs, such as mmcv with its operators, cannot be imported.
     """
     try:
+        import mmdet.models  # noqa: F401  registers its own GHMC and GHMR
         from mmdet.registry import MODELS
     except ImportError as error:
-        raise ImportError(
-            "register_mmdet needs mmdetection 3.x (the package mmdet), which cannot be imported"
-        ) from error
+        raise ImportError(f"register_mmdet needs mmdetection 3.x, which cannot be imported: {error}") from error
     for loss in (GHMC, GHMR):
         MODELS.register_module(name=loss.__name__, module=loss, force=True)

@@ -43,6 +43,10 @@ def change(path, edit):
     path.write_text(json.dumps(content))
 
 
+def corners(left, top, width, height):
+    return [left, top, left + width, top + height]
+
+
 def run(data, *more):
     fast = [
         "--batch-size",
@@ -130,15 +134,50 @@ def test_bad_boxes_are_left_out_and_counted(data, annotations):
     text = str(caught[0].message)
     for expected in (
         "2 boxes without area",
-        "2 boxes that are not four",
-        "1 boxes cut",
-        "1 annotations of unknown",
+        "2 boxes not of four finite numbers",
+        "1 box cut",
+        "1 annotation of unknown image_id 77 left out",
         "5 images without",
+        "categories without boxes: '0', '1', '3', '4', '5', and 4 more",
     ):
         assert expected in text
     _, target = found[0]
     assert target["boxes"].tolist() == [[60, 50, 64, 60], [5, 6, 12, 14]] and target["labels"].tolist() == [2, 2]
     assert found[1][1]["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (
+            lambda entry: entry.update(bbox=corners(*entry["bbox"])),
+            r"must have boxes \[left, top, width, height\] in pixels, got \d+ of \d+ beyond .*: xyxy\?",
+        ),
+        (
+            lambda entry: entry.update(bbox=[value / 64 for value in entry["bbox"]]),
+            r"must have boxes \[left, top, width, height\] in pixels, got no value above 1: normalized\?",
+        ),
+    ],
+    ids=["corners", "parts"],
+)
+def test_boxes_in_other_units_are_guessed(data, annotations, edit, message):
+    """Corners used to be clipped, and parts of the size to be boxes of less than a pixel."""
+    change(annotations, lambda content: [edit(entry) for entry in content["annotations"]])
+    with pytest.raises(ValueError, match=message):
+        coco.CocoBoxes(annotations, data / "train")
+
+
+def test_annotations_without_boxes_are_refused(data, annotations, capsys):
+    """They used to train to the end."""
+    change(annotations, lambda content: content.update(annotations=[]))
+    assert run(data) == 1
+    assert "must have boxes, got 0 annotations without any" in capsys.readouterr().err
+
+
+def test_unknown_categories_are_named(data, annotations):
+    change(annotations, lambda content: content["annotations"][0].update(category_id=99))
+    with pytest.warns(UserWarning, match="1 annotation of unknown category_id 99 left out"):
+        coco.CocoBoxes(annotations, data / "train")
 
 
 def test_categories_need_not_be_contiguous(data, annotations):

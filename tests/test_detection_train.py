@@ -1,5 +1,6 @@
 """The training command: resumed to the bit, over several processes as over one, and its files."""
 
+import argparse
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from ghm_triton.detection.data import digit_drawing, digit_scenes
 from ghm_triton.detection.data.augment import Augmented
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.small import small_retinanet
-from ghm_triton.detection.training import checkpoint, engine, processes, recipes, schedules, signals
+from ghm_triton.detection.training import checkpoint, engine, pace, processes, recipes, schedules, signals
 from ghm_triton.detection.training import run as training_run
 from ghm_triton.detection.training.evaluation import METRICS
 
@@ -155,10 +156,10 @@ def test_a_complete_run_says_so_and_trains_on(data, whole, tmp_path, capsys):
     for _ in range(8):
         optimizer.step()
         cycle.step()
-    # The first step of the third epoch is logged.
     optimizer.step()
     cycle.step()
-    assert state["log"][-1]["step"] == 9 and state["log"][-1]["lr"] == pytest.approx(cycle.get_last_lr()[0])
+    # The tenth step is logged, with its rate.
+    assert state["log"][-1]["step"] == 10 and state["log"][-1]["lr"] == pytest.approx(cycle.get_last_lr()[0])
 
 
 @pytest.mark.slow
@@ -208,7 +209,7 @@ def test_a_stop_signal_saves_the_step_it_came_in(data, tmp_path, monkeypatch, ca
         signal.signal(number, inherited)
     assert weights(tmp_path / "run")["step"] == 1
     text = capsys.readouterr().out
-    assert text.startswith("recipe small: 1 epochs of 4 steps of 4 images")  # the schedule, before the first step
+    assert text.startswith("recipe small: 1 epoch of 4 steps of 4 images")  # the schedule, before the first step
     assert "stopped; repeat the command with --resume to continue from" in text
 
 
@@ -249,7 +250,7 @@ def test_under_nohup_a_closed_terminal_does_not_stop():
 
 @pytest.mark.slow
 def test_a_signal_in_the_pre_training_or_the_evaluation_stops(data, tmp_path, monkeypatch):
-    """The evaluation is repeated after a resume, and so is the pre-training."""
+    """The evaluation is repeated after a resume, and the pre-training goes on."""
     original = training_run.detect
 
     def interrupted(*arguments, **options):
@@ -268,7 +269,133 @@ def test_a_signal_in_the_pre_training_or_the_evaluation_stops(data, tmp_path, mo
     monkeypatch.setattr(pretrain, "draw_crop", lambda *inputs: os.kill(os.getpid(), signal.SIGTERM) or draw(*inputs))
     assert run(data, tmp_path / "b", "--epochs", "1", "--pretrain-steps", "3") == 130
     state = weights(tmp_path / "b")
-    assert (state["epoch"], state["step"]) == (0, 0)
+    assert (state["epoch"], state["step"], state["pretraining"]["step"]) == (0, 0, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_a_pre_training_is_resumed_to_the_bit(data, tmp_path, monkeypatch, step):
+    """Killed after a checkpoint, right before its last step, and after it, before the first step of the training."""
+    from ghm_triton.detection import pretrain
+
+    monkeypatch.setattr(pretrain, "_HELD_OUT", 100)
+    more = ("--epochs", "1", "--save-every", "2", "--pretrain-steps", "4")
+    assert run(data, tmp_path / "whole", *more) == 0
+    steps = 0
+    zero_grad = torch.optim.AdamW.zero_grad
+
+    def killed(self):
+        nonlocal steps
+        steps += 1
+        if steps > step - (step == 5):  # the fifth is of the training
+            raise Killed
+        zero_grad(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "zero_grad", killed)
+        with pytest.raises(Killed):
+            run(data, tmp_path / "killed", *more)
+    before = weights(tmp_path / "killed")["pretraining"]
+    assert before == "done" if step == 5 else before["step"] == 2
+    drawn = []
+    draw = pretrain.draw_crop
+    monkeypatch.setattr(
+        pretrain, "draw_crop", lambda random, split, style: drawn.append(split) or draw(random, split, style)
+    )
+    assert run(data, tmp_path / "killed", *more, "--resume") == 0
+    assert drawn.count("train") == (0 if step == 5 else 2 * 64)
+    for name in ("model", "optimizer", "log", "means"):
+        assert same(weights(tmp_path / "whole")[name], weights(tmp_path / "killed")[name]), name
+
+
+def settled(images, *more, **resumed):
+    options = parsed(*more)
+    recipes.complete(options, images, resumed=resumed)
+    return options.epochs, options.pretrain_steps
+
+
+def test_the_length_is_in_steps_and_the_pre_training_in_proportion():
+    """Sixty pictures used to train for 24 steps after 1,500 of pre-training."""
+    assert settled(2000) == (3, 1500) and settled(60) == (94, 1500)
+    assert settled(60, "--epochs", "3") == (3, 48) and settled(60, "--steps", "100") == (13, 208)
+    assert settled(60, "--epochs", "3", "--pretrain-steps", "7") == (3, 7)
+    assert settled(60, "--backbone", "b.pt") == (94, 0) and settled(60, "--model", "lite0") == (94, 0)
+    assert settled(60, "--recipe", "paper") == (14, 0) and settled(60, "--recipe", "paper", "--steps", "9") == (3, 0)
+    # A longer training goes on from the same pre-training.
+    assert settled(60, "--epochs", "50", pretrain_steps=48) == (50, 48)
+
+
+def test_the_plan_counts_all_steps_and_says_when_they_are_few():
+    options = parsed()
+    recipes.complete(options, 60)
+    plan = recipes.describe_plan(options, 60).splitlines()
+    assert plan[0].startswith("recipe small: 94 epochs of 8 steps of 8 images; AdamW")
+    assert plan[1:] == [
+        "before: 1,500 steps of pre-training on crops of digits",
+        "evaluation: after every 7 epochs and at the end",
+    ]
+    options = parsed("--epochs", "3")
+    recipes.complete(options, 60)
+    hint = recipes.describe_plan(options, 60).splitlines()[-1]
+    assert hint.startswith("hint: 24 steps are few") and hint.endswith("--steps 750 takes 94 epochs")
+    options = parsed("--recipe", "paper")
+    recipes.complete(options, 1600)
+    assert len(recipes.describe_plan(options, 1600).splitlines()) == 1
+    assert [recipes.evaluated_every(argparse.Namespace(epochs=epochs), steps) for epochs, steps in
+            ((14, 100), (300, 50), (94, 8), (14, 8), (15, 8), (16, 8))] == [1, 1, 7, 1, 1, 2]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.2, "about 1 seconds"), (42, "about 42 seconds"), (170, "about 3 minutes"), (5400, "about 1.5 hours")],
+)
+def test_times_in_words(seconds, text):
+    assert pace.describe_time(seconds) == text
+
+
+def test_the_time_left_is_said_once(monkeypatch):
+    """After eleven steps of 2 seconds; 40 are left."""
+    clock, said = iter(range(0, 100, 20)), []
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
+    one = pace.Pace(said.append, "training")
+    for left in range(50, 30, -1):
+        one.step(left)
+    assert said == ["training: about 80 seconds for the other 40 steps, without evaluations"]
+
+
+@pytest.mark.slow
+def test_metrics_hold_the_means_of_the_steps_since_the_evaluation_before(data, tmp_path, monkeypatch):
+    """They used to be of one early step. The log holds means of ten steps, over the end of an epoch too."""
+    original, losses = engine.Trainer.train_step, []
+
+    def kept(self, *arguments):
+        losses.append(original(self, *arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(engine.Trainer, "train_step", kept)
+    monkeypatch.setattr(recipes, "_EVALUATIONS", 2)
+    assert run(data, tmp_path, "--epochs", "3") == 0
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    assert rows.epoch.tolist() == [2, 3] and rows.step.tolist() == [8, 12]
+    (entry,) = weights(tmp_path)["log"]
+    for name in ("classification", "bbox_regression"):
+        values = [one[name] for one in losses]
+        assert rows[name].tolist() == pytest.approx([sum(values[:8]) / 8, sum(values[8:]) / 4], rel=1e-5)
+        assert entry[name] == pytest.approx(sum(values[:10]) / 10, rel=1e-6) and entry["step"] == 10
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_stays(data, tmp_path, monkeypatch):
+    """best.pt is that of the highest AP, also after a resume."""
+    values = iter([10.0, 30.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr(training_run, "average_precision", lambda *_: dict.fromkeys(METRICS, next(values)))
+    assert run(data, tmp_path, "--epochs", "3", "--batch-size", "14") == 0
+    best = checkpoint.load_checkpoint(tmp_path / "best.pt")
+    assert best["epoch"] == 2 and best["metrics"][-1]["AP"] == 30 and weights(tmp_path)["epoch"] == 3
+    assert run(data, tmp_path, "--epochs", "4", "--batch-size", "14", "--resume") == 0
+    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+    assert run(data, tmp_path, "--epochs", "5", "--batch-size", "14", "--resume") == 0
+    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 5
 
 
 def test_processes_share_the_batches_of_one():
@@ -308,7 +435,7 @@ def test_the_paper_is_the_recipe_of_large_models_and_small_that_of_the_small_one
     assert recipes.learning_rate_falls(options, 100) == [800, 1100]  # starts of epochs 9 and 12
     for options in (parsed(), parsed("--recipe", "small")):
         assert (options.recipe, options.exponent, options.box_loss_weight) == ("small", 0.5, 4.0)
-        assert options.pretrain_steps > 0 and options.box_loss is None and options.augment == "none"
+        assert options.box_loss is None and options.augment == "none"
     assert parsed("--recipe", "paper").exponent == 1
     assert parsed("--exponent", "0.7", "--lr", "0.1").exponent == 0.7
     assert parsed("--loss", "focal").box_loss == "smooth_l1"  # the model's own box loss takes no factor

@@ -1,13 +1,11 @@
 """GHMC and GHMR called as mmdetection's dense heads call them, against what its loop over regions gives."""
 
 import copy
-import sys
-import types
 
 import pytest
 import torch
 
-from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss, register_mmdet
+from ghm_triton import GHMC, GHMR, GHMCLoss, GHMRLoss
 from loops import Loop, expand, off_edges
 from tolerances import GRADIENT, LOSS, ROUNDING, SMALLEST, assert_close
 
@@ -233,26 +231,6 @@ def test_modules_made_under_another_default_dtype():
     finally:
         torch.set_default_dtype(before)
     assert module.acc_sum.dtype == module.edges.dtype == torch.float32
-
-
-def test_register_mmdet(monkeypatch):
-    """Configurations say type="GHMC": the names must be replaced in the registry, and nothing else registered."""
-    found = {}
-
-    def register_module(name=None, module=None, force=False):
-        assert force  # mmdetection's own classes have these names
-        found[name] = module
-
-    registry = types.ModuleType("mmdet.registry")
-    registry.MODELS = types.SimpleNamespace(register_module=register_module)
-    monkeypatch.setitem(sys.modules, "mmdet", types.ModuleType("mmdet"))
-    monkeypatch.setitem(sys.modules, "mmdet.registry", registry)
-    register_mmdet()
-    assert found == {"GHMC": GHMC, "GHMR": GHMR}
-    monkeypatch.setitem(sys.modules, "mmdet", None)
-    monkeypatch.setitem(sys.modules, "mmdet.registry", None)
-    with pytest.raises(ImportError, match="mmdet"):
-        register_mmdet()
 
 
 def test_epsilon_of_the_mean(device):

@@ -1,6 +1,9 @@
 """Ultralytics' trainer with GHM-C: checkpoints, resumed runs, prediction, export, the command line."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,3 +144,25 @@ def test_command_errors(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_several_processes(folder, tmp_path, monkeypatch):
+    """The file that Ultralytics runs in each process of a training on several GPUs, here once and on the CPU.
+
+    It must find the trainer that the command made, with its exponent.
+    """
+    from ultralytics.utils import dist
+
+    made = {}
+    monkeypatch.setattr(YOLO, "train", lambda self, **given: made.update(given))
+    main(["model=yolo11n.yaml", "--exponent", "0.25", "--bins", "12"])
+    monkeypatch.setattr(dist, "USER_CONFIG_DIR", tmp_path)
+    options = settings(folder) | dict(epochs=1, name="process", val=False)
+    trainer = made["trainer"](overrides=options | dict(model="yolo11n.yaml"))
+    file = dist.generate_ddp_file(trainer)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (trainer.exponent, trainer.bins) == (0.25, 12)
+    model = YOLO(trainer.last).model
+    assert model.ghm_density["detect"].shape == (13,) and model.ghm_density["detect"].sum() > 0

@@ -12,5 +12,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .heads import harmonize
+from .heads.plain import unharmonize
 
-__all__ = ["harmonize"]
+__all__ = ["harmonize", "unharmonize"]

@@ -4,13 +4,15 @@ A wrong value ends the command with exit code 2 and a message, before anything i
 """
 
 import argparse
+import contextlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 
 
-class _DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults that say something: neither None nor those of flags."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -18,13 +20,30 @@ class _DefaultsHelp(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def command_parser(name: str, description: str, **options) -> argparse.ArgumentParser:
-    """Returns a parser for the command `name` of this package, described by the first line of `description`."""
+    """Returns a parser for the command `name` of this package.
+
+    Its help shows the first line of `description`, the docstring of the command, and the examples in it.
+    """
+    first, *lines = description.splitlines()
+    examples = [f"  {line.strip()}" for line in lines if "ghm_triton.detection." in line]
     return argparse.ArgumentParser(
         prog=f"python -m ghm_triton.detection.{name}",
-        description=description.splitlines()[0],
-        formatter_class=_DefaultsHelp,
+        description=first,
+        epilog="\n".join(["examples:", *examples]),
+        formatter_class=_Help,
         **options,
     )
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Shows warnings as one line without the place in the source."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

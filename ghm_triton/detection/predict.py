@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from .argument_types import command_parser, device, real
-from .data.coco import read_image
+from .data.images import read_image
 from .models.builder import build_from
 from .training.checkpoint import load_checkpoint
 from .training.drawing import draw_objects

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from .argument_types import command_parser, whole
@@ -63,7 +63,8 @@ def pretrain(
     steps: int = STEPS,
     batch: int = 64,
     seed: int = 0,
-    after_step: Callable[[], None] = lambda: None,
+    resume: dict | None = None,
+    after_step: Callable[[int, Callable[[], dict]], None] = lambda step, state: None,
     show: bool = True,
 ) -> float:
     """Trains all of `backbone` but its pyramid. PyTorch's generator is left as it is.
@@ -73,7 +74,9 @@ def pretrain(
         steps: Steps of AdamW with one cycle of the learning rate.
         batch: Crops per step.
         seed: Seed of the crops and of the linear layer on top.
-        after_step: Called after each step.
+        resume: The state of a pre-training that was stopped, with the same arguments. It ends with the same weights, to
+            the bit on the CPU.
+        after_step: Called after each step with the number of steps done and a function that returns the state.
         show: Show a progress bar.
 
     Returns:
@@ -85,24 +88,38 @@ def pretrain(
         model = _Classifier(backbone).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
-    for images, labels in tqdm(
-        _loader(DigitCrops(steps * batch, seed=seed), batch), desc="pre-training", unit="step", disable=not show
-    ):
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    first = 0
+    if resume:
+        first = resume["step"]
+        for name, part in parts.items():
+            part.load_state_dict(resume[name])
+    crops = Subset(DigitCrops(steps * batch, seed=seed), range(first * batch, steps * batch))
+    bar = tqdm(total=steps, initial=first, desc="pre-training", unit="step", disable=not show)
+    for done, (images, labels) in enumerate(_loader(crops, batch), start=first + 1):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images.to(device)), labels.to(device)).backward()
         optimizer.step()
         schedule.step()
-        after_step()
+        bar.update()
+        after_step(done, lambda done=done: {"step": done} | {name: part.state_dict() for name, part in parts.items()})
+    bar.close()
+    return _right_percent(model)
+
+
+def _right_percent(model: _Classifier) -> float:
+    """Return the percentage of held-out crops that the model gets right. The model keeps its mode."""
+    device = next(model.parameters()).device
     model.eval()
     right = 0
     with torch.inference_mode():
         for images, labels in _loader(DigitCrops(_HELD_OUT, split="val"), 100):
             right += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
-    backbone.train()
+    model.train()
     return 100 * right / _HELD_OUT
 
 
-def _loader(crops: DigitCrops, batch: int) -> DataLoader:
+def _loader(crops: Dataset, batch: int) -> DataLoader:
     return DataLoader(crops, batch_size=batch, generator=torch.Generator())  # else it draws from PyTorch's generator
 
 

@@ -77,6 +77,32 @@ def read_annotations(path: str | pathlib.Path) -> dict:
     return lists
 
 
+def check_units(content: dict, path: str | pathlib.Path) -> None:
+    """Raise a ValueError if the boxes are not pixels, or not [left, top, width, height].
+
+    They look normalized if no value exceeds 1. They look like corners if a quarter of them leave their image, while all
+    would be inside as corners.
+    """
+    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in content["images"]}
+    boxes = [
+        (entry["bbox"], sizes[entry["image_id"]])
+        for entry in content["annotations"]
+        if entry["image_id"] in sizes and len(entry["bbox"]) == 4 and all(map(is_finite, entry["bbox"]))
+    ]
+    expected = f"annotations {path} must have boxes [left, top, width, height] in pixels, got"
+    if boxes and all(0 <= value <= 1 for box, _ in boxes for value in box):
+        raise ValueError(f"{expected} no value above 1: normalized?")
+    leaving = sum(
+        left + width > size[0] + 1 or top + height > size[1] + 1 for (left, top, width, height), size in boxes
+    )
+    corners = all(
+        -1 <= left < right <= size[0] + 1 and -1 <= top < bottom <= size[1] + 1
+        for (left, top, right, bottom), size in boxes
+    )
+    if corners and 4 * leaving >= len(boxes) > 0:
+        raise ValueError(f"{expected} {leaving} of {len(boxes)} beyond their image, and none as corners: xyxy?")
+
+
 def _check(place: str, entry: object, rules: dict[str, _Rule]) -> dict:
     """Returns the fields of `entry` that there are rules for."""
     if not isinstance(entry, dict):

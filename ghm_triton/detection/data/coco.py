@@ -5,34 +5,22 @@ import pathlib
 import warnings
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert, clip_boxes_to_image
-from torchvision.transforms.functional import pil_to_tensor
 
-from .annotations import is_finite, read_annotations
-
-
-def read_image(path: str | pathlib.Path) -> Tensor:
-    """Returns the picture, uint8 [3, height, width].
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB"))
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them for broken files
-        raise OSError(f"{path}: {error}") from error
+from ..text import counted, listed
+from .annotations import check_units, is_finite, read_annotations
+from .images import image_size, read_image
 
 
 class CocoBoxes(Dataset):
     """Images and boxes of a data set in COCO's format, in torchvision's detection format.
 
-    Boxes are clipped to their image. Boxes without area or outside the image, and annotations of unknown images or
-    categories, are left out, and a warning counts them. Crowds are left out. Images without boxes are background. An
-    image that cannot be read is replaced by the next one, and listed under "unreadable".
+    Images are turned upright. Boxes are clipped to their image. Boxes without area or outside the image, and
+    annotations of unknown images or categories, are left out, and a warning counts them. Crowds are left out. Images
+    without boxes are background. An image that cannot be read is replaced by the next one, and listed under
+    "unreadable".
 
     Args:
         annotations: File in COCO's format.
@@ -44,7 +32,9 @@ class CocoBoxes(Dataset):
 
     Raises:
         FileNotFoundError: The annotations, the folder or images are missing.
-        ValueError: The annotations are malformed, or have categories that are not among `category_ids`.
+        ValueError: The annotations are malformed, have no boxes, boxes in other units or in another order, other sizes
+            than the images, or categories that are not among `category_ids`.
+        OSError: An image has floating point or 32-bit values.
     """
 
     def __init__(
@@ -67,36 +57,68 @@ class CocoBoxes(Dataset):
             raise FileNotFoundError(
                 f"images must be in {self.folder}, got {len(missing)} of {len(self.images)} that are not: {missing[0]}"
             )
+        check_units(self.content, self.path)
+        self._check_sizes()
         self.dropped = collections.Counter()
         self.objects = self._collect()
-        self.dropped["images without boxes, used as background"] = sum(not found for found in self.objects.values())
-        counts = ", ".join(f"{count} {what}" for what, count in self.dropped.items() if count)
-        if counts:
-            warnings.warn(f"annotations {self.path}: {counts}", stacklevel=2)
+        self._warn(all_categories=category_ids is None)
+
+    def _check_sizes(self) -> None:
+        """Raise a ValueError if the annotations give an image another size. A broken file has none."""
+        for entry in self.images:
+            size, expected = image_size(self.folder / entry["file_name"]), (entry["width"], entry["height"])
+            if size not in (None, expected):
+                turned = "; the file is turned by its EXIF orientation" if size == expected[::-1] else ""
+                raise ValueError(
+                    f"images must have the sizes in {self.path}, got {self.folder / entry['file_name']} with "
+                    f"{size[0]} x {size[1]} pixels instead of {expected[0]} x {expected[1]}{turned}"
+                )
 
     def _collect(self) -> dict[int, list[tuple[list[float], int]]]:
-        """Returns the box (xyxy) and label of each object, by image."""
+        """Return the box (xyxy) and label of each object, by image."""
         sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in self.images}
         labels = {category: label for label, category in enumerate(self.category_ids)}
         objects = {image_id: [] for image_id in sizes}
         for entry in self.content["annotations"]:
             if entry.get("iscrowd"):
                 continue
-            if entry["image_id"] not in sizes or entry["category_id"] not in labels:
-                self.dropped["annotations of unknown images or categories left out"] += 1
+            unknown = [
+                f"unknown {name} {entry[name]}"
+                for name, known in (("image_id", sizes), ("category_id", labels))
+                if entry[name] not in known
+            ]
+            if unknown:
+                self.dropped[f"annotation of {unknown[0]}", "left out"] += 1
                 continue
             box = _xyxy(entry["bbox"])
             if box is None:
-                self.dropped["boxes that are not four finite numbers left out"] += 1
+                self.dropped["box", "not of four finite numbers left out"] += 1
                 continue
             inside = clip_boxes_to_image(box, sizes[entry["image_id"]])
             if (inside[2:] <= inside[:2]).any():
-                self.dropped["boxes without area in their image left out"] += 1
+                self.dropped["box", "without area in the image left out"] += 1
                 continue
             # COCO's own boxes leave their images by a fraction of a pixel.
-            self.dropped["boxes cut at the edge of their image"] += int((inside - box).abs().max() > 1)
+            self.dropped["box", "cut at the edge of the image"] += int((inside - box).abs().max() > 1)
             objects[entry["image_id"]].append((inside.tolist(), labels[entry["category_id"]]))
         return objects
+
+    def _warn(self, *, all_categories: bool) -> None:
+        """Warn of what was left out, of images without boxes, and with `all_categories` of categories without boxes."""
+        found = {label for objects in self.objects.values() for _, label in objects}
+        if not found:
+            number = len(self.content["annotations"])
+            raise ValueError(
+                f"annotations {self.path} must have boxes, got {counted(number, 'annotation')} without any"
+            )
+        empty = sum(not objects for objects in self.objects.values())
+        self.dropped["image", "without boxes, used as background"] = empty
+        texts = [f"{counted(count, noun)} {what}" for (noun, what), count in self.dropped.items() if count]
+        lacking = [repr(self.category_names[one]) for label, one in enumerate(self.category_ids) if label not in found]
+        if all_categories and lacking:
+            texts.append(f"categories without boxes: {listed(lacking)}")
+        if texts:
+            warnings.warn(f"annotations {self.path}: {', '.join(texts)}", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self.images)

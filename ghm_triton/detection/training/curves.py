@@ -9,7 +9,6 @@ from matplotlib.ticker import MaxNLocator
 
 from .engine import LOG_EVERY
 
-_SMOOTHED = 5  # rows of the log
 _TITLES = {
     "classification": "Classification loss",
     "bbox_regression": "Box loss",
@@ -26,14 +25,14 @@ def write_metrics(path: pathlib.Path, metrics: list[dict]) -> None:
 
 def draw_curves(folder: pathlib.Path, log: list[dict], metrics: list[dict]) -> list[pathlib.Path]:
     """Draws losses.png over the steps and ap.png over the epochs, and returns their paths."""
-    rows = pd.DataFrame(log)
-    names = [name for name in _TITLES if name in rows]
+    rows, means = pd.DataFrame(log), pd.DataFrame(metrics)
+    names = [name for name in _TITLES if name in means]
     figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)
     for axes, name in zip(panels[0], names):
-        axes.plot(rows.step, rows[name], color="tab:green", alpha=0.25, label=f"every {LOG_EVERY}th step")
-        smooth = rows[name].rolling(_SMOOTHED, min_periods=1).mean()
-        axes.plot(rows.step, smooth, color="tab:green", label=f"mean over {_SMOOTHED * LOG_EVERY} steps")
+        if len(rows) > 1:
+            axes.plot(rows.step, rows[name], color="tab:green", alpha=0.4, label=f"mean of {LOG_EVERY} steps")
+        axes.plot(means.step, means[name], color="tab:green", marker="o", label="mean since the previous point")
         axes.set(title=_TITLES[name], xlabel="step", ylabel="loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)

@@ -1,12 +1,14 @@
 """What the losses see: counts, weights and the gradient over its norm, as in figures 2 to 4 of the paper."""
 
 import copy
+import math
 import pathlib
 from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.ssd import SSD
@@ -16,6 +18,7 @@ from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ..heads import harmonize, paper_losses
 
 POSITIVE, NEGATIVE, PLAIN = "tab:orange", "tab:blue", "black"
+_PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 or not value else f"{value:g}")
 
 
 class Seen(NamedTuple):
@@ -142,7 +145,9 @@ def draw_density(path: pathlib.Path, seen: dict[str, Seen]) -> pathlib.Path:
 def draw_counts(axes: Axes, seen: Seen, name: str) -> None:
     """Draws how many elements there are over the gradient norm."""
     _bars(axes, seen, seen.counts, color="tab:gray")
-    axes.set(title=f"{name}: elements per step", ylabel=seen.element, yscale="symlog", ylim=(0, None))
+    axes.set(title=f"{name}: elements per step", ylabel=seen.element, yscale="symlog")
+    axes.set_ylim(0, _decade_above(seen.counts.max().item()))
+    axes.yaxis.set_major_formatter(_PLAIN_NUMBERS)
 
 
 def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
@@ -151,8 +156,10 @@ def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
         axes.text(0.5, 0.5, "this loss keeps no density", ha="center", transform=axes.transAxes)
     else:
         weights = torch.where(seen.weights > 0, seen.weights, torch.nan)
-        axes.stairs(weights.numpy(), seen.edges.numpy(), color="tab:green", linewidth=2)
-        axes.set(yscale="log")
+        _outline(axes, seen, weights, color="tab:green", linewidth=2)
+        used = seen.weights[seen.weights > 0].tolist()
+        axes.set(yscale="log", ylim=(1 / _decade_above(1 / min([1, *used])), _decade_above(max([1, *used]))))
+        axes.yaxis.set_major_formatter(_PLAIN_NUMBERS)
     axes.axhline(1, color=PLAIN, linestyle="--", linewidth=1)
     axes.set(title=f"{name}: harmonizing weight of an element", xlabel="gradient norm", ylabel="weight", xlim=(0, 1))
     axes.grid(True, alpha=0.3)
@@ -166,7 +173,8 @@ def draw_gradient(axes: Axes, seen: Seen, name: str) -> None:
     _bars(axes, seen, negative + positive, baseline=negative.numpy(), color=POSITIVE, label="positives")
     plain = {"classification": "cross entropy", "boxes": "ASL1"}[name]
     shares = seen.shares(weighted=False).sum(dim=1)
-    axes.stairs(shares.numpy(), seen.edges.numpy(), color=PLAIN, linestyle="--", label=f"plain {plain}")
+    _outline(axes, seen, shares, color=PLAIN, linestyle="--", label=f"plain {plain}")
+    axes.set_ylim(0, 1.05 * max((negative + positive).max().item(), shares.max().item()))
     axes.set(title=f"{name}: share of the gradient", ylabel="% of the sum of gradient norms")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
@@ -175,3 +183,13 @@ def _bars(axes: Axes, seen: Seen, values: Tensor, **options) -> None:
     axes.stairs(values.numpy(), seen.edges.numpy(), fill=True, **options)
     axes.set(xlabel="gradient norm", xlim=(0, 1))
     axes.grid(True, axis="y", alpha=0.3)
+
+
+def _outline(axes: Axes, seen: Seen, values: Tensor, **options) -> None:
+    """Draws steps that do not fall to the axis at their ends."""
+    axes.stairs(values.numpy(), seen.edges.numpy(), baseline=None, **options)
+
+
+def _decade_above(value: float) -> float:
+    """The first power of ten, at least 10, that is above `value`: a bar of this height does not touch the border."""
+    return 10.0 ** max(1, math.floor(math.log10(max(value, 1))) + 1)

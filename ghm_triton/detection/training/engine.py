@@ -15,7 +15,28 @@ from .processes import Processes
 from .schedules import one_cycle
 from .signals import hold_stop_signals, ignore_stop_signals
 
-LOG_EVERY = 10  # steps between two rows of the log
+LOG_EVERY = 10  # steps, over which a row of the log is the mean
+
+
+class Means:
+    """Means of named numbers since the last call of :meth:`take`.
+
+    Attributes:
+        totals: The sum by name.
+        count: The number of calls of :meth:`add`.
+    """
+
+    def __init__(self, totals: dict[str, float] | None = None, count: int = 0):
+        self.totals, self.count = dict(totals or {}), count
+
+    def add(self, values: dict[str, float]) -> None:
+        self.totals = {name: self.totals.get(name, 0.0) + value for name, value in values.items()}
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / self.count for name, total in self.totals.items()}
+        self.totals, self.count = {}, 0
+        return means
 
 
 def epoch_batches(length: int, batch: int, *, seed: int, epoch: int, rank: int = 0, count: int = 1) -> list[list[int]]:
@@ -43,8 +64,9 @@ class Trainer:
 
     Attributes:
         epoch, step: The number of complete epochs, and of steps of the next epoch.
-        log: A dict of the losses every `LOG_EVERY` steps.
-        metrics: A dict per epoch, which the caller appends.
+        log: A dict per `LOG_EVERY` steps, with the means of the losses over these steps.
+        since: The means of the losses, which the caller takes.
+        metrics: A dict per evaluation, which the caller appends.
     """
 
     def __init__(
@@ -66,6 +88,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
         self.epoch = self.step = 0
         self.log: list[dict] = []
+        self.recent, self.since = Means(), Means()
         self.metrics: list[dict] = []
 
     def train_step(self, images: list[Tensor], targets: list[dict]) -> dict[str, float]:
@@ -131,15 +154,21 @@ class Trainer:
             loaded = iter(loader)
         with tqdm(total=len(batches), initial=self.step, desc=name, unit="step", disable=not one.first) as bar:
             for images, targets in loaded:
+                rate = self.optimizer.param_groups[0]["lr"]
                 losses = self.train_step(images, targets)
-                if self.step % LOG_EVERY == 0:
-                    place = {"epoch": self.epoch + 1, "step": self.epoch * len(batches) + self.step + 1}
-                    self.log.append(place | losses | {"lr": self.optimizer.param_groups[0]["lr"]})
                 self.step += 1
+                self._note(losses, self.epoch * len(batches) + self.step, rate)
                 bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
                 bar.update()
                 after_step(targets)
         self.epoch, self.step = self.epoch + 1, 0
+
+    def _note(self, losses: dict[str, float], step: int, rate: float) -> None:
+        """Adds to the log. `step` counts from the start of the training."""
+        self.recent.add(losses)
+        self.since.add(losses)
+        if step % LOG_EVERY == 0:
+            self.log.append({"epoch": self.epoch + 1, "step": step} | self.recent.take() | {"lr": rate})
 
     def state_dict(self) -> dict:
         """Returns everything that the rest of the training depends on. Every process must call this."""
@@ -152,6 +181,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "log": self.log,
+            "means": {name: vars(getattr(self, name)) for name in ("recent", "since")},
             "metrics": self.metrics,
         }
 
@@ -169,6 +199,7 @@ class Trainer:
             set_random_state(state["random"][self.processes.rank])
         self.epoch, self.step = state["epoch"], state["step"]
         self.log, self.metrics = list(state["log"]), list(state["metrics"])
+        self.recent, self.since = (Means(**state["means"][name]) for name in ("recent", "since"))
 
 
 def train_one_cycle(

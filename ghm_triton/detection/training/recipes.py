@@ -8,10 +8,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..pretrain import STEPS
+from ..text import counted
 from .schedules import one_cycle, warmup_and_falls
 
 PAPER = {
     "epochs": 14,
+    "steps": None,
     "batch_size": 16,
     "lr": 0.01,
     "warmup": 500,
@@ -20,7 +22,8 @@ PAPER = {
     "box_loss_weight": 1.0,
 }
 SMALL = {
-    "epochs": 3,
+    "epochs": None,
+    "steps": 750,  # as many epochs as they take: a small data set needs them too
     "batch_size": 8,
     "lr": 1.5e-3,
     "warmup": None,
@@ -30,19 +33,43 @@ SMALL = {
 }
 RECIPES = {"paper": PAPER, "small": SMALL}
 BACKBONE_WEIGHTS = {"lite0": "DEFAULT"}  # the other models start from random weights
+_FEW = 200  # steps
+_LONG_EPOCH = 50  # steps, from which each epoch is evaluated
+_EVALUATIONS = 15  # at most, of shorter epochs
 
 
 def recipe_defaults(recipe: str, model: str, loss: str) -> dict:
     """Returns the defaults of the options of `train` in a recipe, for a model and a loss by name."""
-    values = RECIPES[recipe] | {"pretrain_steps": 0, "backbone_weights": BACKBONE_WEIGHTS.get(model, "none")}
+    values = {name: value for name, value in RECIPES[recipe].items() if name not in ("epochs", "steps")}
+    values["backbone_weights"] = BACKBONE_WEIGHTS.get(model, "none")
+    values["pretrain_steps"] = None if recipe == model == "small" else 0  # None: in proportion to the steps
     if recipe == "small":
-        if model == "small":
-            values["pretrain_steps"] = STEPS
         if model.startswith("fcos"):
             values["box_loss_weight"] = 1.0  # its own box losses have no factor
         elif loss != "ghm":
             values["box_loss"] = "smooth_l1"
     return values
+
+
+def complete(options: argparse.Namespace, images: int, *, resumed: dict | None = None) -> None:
+    """Set the epochs and the steps of pre-training that `options` leave open.
+
+    Args:
+        options: The options of `train`. They are changed.
+        images: Number of training images.
+        resumed: The settings in the checkpoint of a training that goes on.
+    """
+    each = math.ceil(images / options.batch_size)
+    if options.epochs is None:
+        options.epochs = math.ceil(options.steps / each)
+    if options.pretrain_steps is None:
+        in_proportion = min(STEPS, 2 * each * options.epochs) if options.backbone is None else 0
+        options.pretrain_steps = (resumed or {}).get("pretrain_steps", in_proportion)
+
+
+def evaluated_every(options: argparse.Namespace, steps_per_epoch: int) -> int:
+    """Return the number of epochs between evaluations. There are at most 15 if an epoch is shorter than 50 steps."""
+    return 1 if steps_per_epoch >= _LONG_EPOCH else math.ceil(options.epochs / _EVALUATIONS)
 
 
 def learning_rate_falls(options: argparse.Namespace, steps_per_epoch: int) -> list[int]:
@@ -75,10 +102,29 @@ def make_optimizer(
     )
 
 
-def describe_schedule(options: argparse.Namespace, images: int) -> str:
-    """Returns what a training prints at its start."""
+def describe_plan(options: argparse.Namespace, images: int) -> str:
+    """Return what a training prints at its start: the schedule, the pre-training, and a hint if the steps are few."""
     steps = math.ceil(images / options.batch_size)
-    text = f"recipe {options.recipe}: {options.epochs} epochs of {steps:,} steps of {options.batch_size} images; "
+    total, every = steps * options.epochs, evaluated_every(options, steps)
+    lines = [describe_schedule(options, images)]
+    if options.pretrain_steps:
+        lines.append(f"before: {counted(options.pretrain_steps, 'step')} of pre-training on crops of digits")
+    if every > 1:
+        lines.append(f"evaluation: after every {every} epochs and at the end")
+    if total < _FEW:
+        enough = SMALL["steps"]
+        lines.append(
+            f"hint: {counted(total, 'step')} are few, most data sets need several hundred; "
+            f"--steps {enough} takes {counted(math.ceil(enough / steps), 'epoch')}"
+        )
+    return "\n".join(lines)
+
+
+def describe_schedule(options: argparse.Namespace, images: int) -> str:
+    """Returns the epochs and the learning rate in words."""
+    steps = math.ceil(images / options.batch_size)
+    text = f"recipe {options.recipe}: {counted(options.epochs, 'epoch')} of {counted(steps, 'step')} "
+    text += f"of {counted(options.batch_size, 'image')}; "
     if options.recipe == "small":
         return text + f"AdamW, one cycle of the learning rate with maximum {options.lr:g}"
     warmup = warmup_steps(options, steps)

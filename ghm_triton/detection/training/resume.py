@@ -6,7 +6,7 @@ import dataclasses
 from ..data.coco import CocoBoxes
 from ..losses import LossOptions
 
-# The options to repeat, in addition to those of the losses. --epochs may change.
+# The options to repeat, in addition to those of the losses. --epochs and --steps may change.
 _REPEATED = ("model", "min_size", "max_size", "recipe", "pretrain_steps", "batch_size", "lr", "lr_steps", "warmup")
 _REPEATED += ("clip", "augment", "amp", "seed")
 
@@ -32,5 +32,5 @@ def check_same(about: dict, expected: dict) -> None:
         option = f"--{name.replace('_', '-')}"
         raise ValueError(
             f"{option} must be {before!r} as in the checkpoint, got {value!r}; "
-            "repeat the options of the first run with --resume; only --epochs may change"
+            "repeat the options of the first run with --resume; only --epochs and --steps may change"
         )

@@ -3,10 +3,13 @@
 import argparse
 import math
 import pathlib
+import sys
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
+from tqdm import tqdm
 
 from ..data.augment import Augmented
 from ..data.coco import CocoBoxes
@@ -19,8 +22,9 @@ from .curves import draw_curves, write_metrics
 from .density import draw_density, observe
 from .engine import Trainer
 from .evaluation import average_precision, detect, warn_unreadable
+from .pace import Pace
 from .processes import Processes
-from .recipes import describe_schedule, make_optimizer
+from .recipes import complete, describe_plan, evaluated_every, make_optimizer
 from .resume import check_same, describe
 from .signals import Stopped, StopRequest
 
@@ -45,11 +49,15 @@ class Run:
         self.folder = pathlib.Path(options.output)
         self.checkpoint = self.folder / "checkpoint.pt"
         self.unreadable = 0
+        self.pace, self.pretraining_pace = Pace(self._say, "training"), Pace(self._say, "pre-training")
         places = [locate_split(options, split) for split in ("train", "val")]
         self.train_data = CocoBoxes(*places[0])
+        self.steps_per_epoch = math.ceil(len(self.train_data) / options.batch_size)
         self.val_data = CocoBoxes(*places[1], category_ids=self.train_data.category_ids)
         state = self._open_output()
+        complete(options, len(self.train_data), resumed=(state or {}).get("about"))
         self.about = describe(options, self.train_data)
+        self.pretraining = (state or {}).get("pretraining")  # its state, or "done"
         if state is not None:
             check_same(state.get("about", {}), self.about)
         self.trainer = self._make_trainer(download=state is None)
@@ -60,7 +68,8 @@ class Run:
 
     def _say(self, text: str) -> None:
         if self.processes.first:
-            print(text, flush=True)
+            tqdm.write(text)
+            sys.stdout.flush()
 
     def _open_output(self) -> dict | None:
         """Returns the checkpoint to resume, if any."""
@@ -85,17 +94,16 @@ class Run:
         )
         use_losses(model, LossOptions(**self.about["losses"]), sync=self.processes.count > 1)
         model.to(self.processes.device)
-        steps = math.ceil(len(self.train_data) / options.batch_size)
-        optimizer, schedule = make_optimizer(model, options, steps)
+        optimizer, schedule = make_optimizer(model, options, self.steps_per_epoch)
         torch.manual_seed(options.seed + self.processes.rank)
         return Trainer(model, optimizer, schedule, processes=self.processes, clip=options.clip, amp=options.amp)
 
-    def _save(self, *, must: bool = False) -> None:
-        state = self.trainer.state_dict() | {"about": self.about}
+    def _save(self, *, must: bool = False, name: str = "checkpoint.pt") -> None:
+        state = self.trainer.state_dict() | {"about": self.about, "pretraining": self.pretraining}
         if not self.processes.first:
             return
         try:
-            save_checkpoint(self.checkpoint, state)
+            save_checkpoint(self.folder / name, state)
         except OSError as error:
             if must:
                 raise
@@ -112,6 +120,16 @@ class Run:
         self._stop_if_asked()
         if self.trainer.step % self.options.save_every == 0:
             self._save()
+        self.pace.step(self.steps_per_epoch * (self.options.epochs - self.trainer.epoch) - self.trainer.step)
+
+    def _after_pretraining_step(self, step: int, state: Callable[[], dict]) -> None:
+        asked = self.processes.any(self.request.asked)
+        if asked or step % self.options.save_every == 0:
+            self.pretraining = state()
+            self._save(must=asked)
+        if asked:
+            raise Stopped
+        self.pretraining_pace.step(self.options.pretrain_steps - step)
 
     def train(self) -> None:
         """Trains the epochs that are left, with an evaluation after each.
@@ -126,11 +144,11 @@ class Run:
                 f"to train on, repeat the command with --epochs {2 * trainer.epoch} --resume"
             )
             return
-        self._say(describe_schedule(options, len(self.train_data)))
-        if trainer.epoch == trainer.step == 0:
+        self._say(describe_plan(options, len(self.train_data)))
+        if trainer.epoch == trainer.step == 0 and self.pretraining != "done":
             self._prepare_backbone()
+        start = time.perf_counter()
         while trainer.epoch < options.epochs or self._lacks_evaluation():
-            start = time.perf_counter()
             if not self._lacks_evaluation():
                 data = Augmented(self.train_data, options.augment, seed=options.seed, epoch=trainer.epoch)
                 trainer.train_epoch(
@@ -141,20 +159,29 @@ class Run:
                     after_step=self._after_step,
                 )
                 self._save()
-            row = {"epoch": trainer.epoch, "seconds": time.perf_counter() - start, "unreadable": self.unreadable}
-            trainer.metrics.append(row | trainer.log[-1] | {"epoch": trainer.epoch} | self._evaluate())
-            self._save(must=trainer.epoch == options.epochs)
-            if self.processes.first:
-                write_metrics(self.folder / "metrics.csv", trainer.metrics)
-                self._say(
-                    "epoch {epoch}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format_map(trainer.metrics[-1])
-                )
-            self._stop_if_asked(save=False)
-            if self.processes.first:
-                self._draw()
+            if self._lacks_evaluation():
+                self._finish_epochs(time.perf_counter() - start)
+                start = time.perf_counter()
+
+    def _finish_epochs(self, seconds: float) -> None:
+        """Evaluates, and writes the numbers, the pictures, and the checkpoints."""
+        trainer, before = self.trainer, [row["AP"] for row in self.trainer.metrics]
+        row = {"epoch": trainer.epoch, "step": trainer.epoch * self.steps_per_epoch, "seconds": seconds}
+        rate = {"lr": trainer.optimizer.param_groups[0]["lr"], "unreadable": self.unreadable}
+        numbers = self._evaluate()
+        trainer.metrics.append(row | trainer.since.take() | rate | numbers)
+        if numbers["AP"] > max(before, default=-1):
+            self._save(name="best.pt")
+        self._save(must=trainer.epoch == self.options.epochs)
+        if self.processes.first:
+            write_metrics(self.folder / "metrics.csv", trainer.metrics)
+            self._say("epoch {epoch}: AP {AP:.1f}, AP50 {AP50:.1f}, AP75 {AP75:.1f}".format_map(trainer.metrics[-1]))
+        self._stop_if_asked(save=False)
+        if self.processes.first:
+            self._draw()
 
     def _prepare_backbone(self) -> None:
-        """Starts the small backbone from a file or a pre-training. A run resumed at step 0 repeats this."""
+        """Starts the small backbone from a file or a pre-training, or continues the pre-training."""
         options, backbone = self.options, self.trainer.network.backbone
         if options.backbone is not None:
             load_backbone(backbone, options.backbone)
@@ -163,16 +190,20 @@ class Run:
                 backbone,
                 steps=options.pretrain_steps,
                 seed=options.seed,
-                after_step=lambda: self._stop_if_asked(save=False),
+                resume=self.pretraining,
+                after_step=self._after_pretraining_step,
                 show=self.processes.first,
             )
             self._say(f"pre-training: {percent:.1f}% of held-out crops of digits right")
             self.processes.broadcast(backbone)  # processors of several kinds may round otherwise
+        self.pretraining = "done"
+        self._save()
 
     def _lacks_evaluation(self) -> bool:
-        """Whether the last epoch is complete and its evaluation is not: the run was stopped in between."""
-        evaluated = self.trainer.metrics[-1]["epoch"] if self.trainer.metrics else 0
-        return self.trainer.step == 0 and evaluated < self.trainer.epoch
+        """Whether an evaluation follows the last epoch and is not complete."""
+        epoch, evaluated = self.trainer.epoch, self.trainer.metrics[-1]["epoch"] if self.trainer.metrics else 0
+        due = epoch % evaluated_every(self.options, self.steps_per_epoch) == 0 or epoch >= self.options.epochs
+        return self.trainer.step == 0 and evaluated < epoch and due
 
     def _evaluate(self) -> dict[str, float]:
         """Returns COCO's numbers. Each process detects in its part of the images."""
@@ -191,4 +222,5 @@ class Run:
         items = [self.train_data[index] for index in range(min(_SEEN, len(self.train_data)))]
         images.append(draw_density(self.folder / "density.png", observe(trainer.network, items)))
         if trainer.epoch == self.options.epochs:
-            print(", ".join(str(path) for path in (self.checkpoint, self.folder / "metrics.csv", *images)))
+            written = [self.checkpoint, *self.folder.glob("best.pt"), self.folder / "metrics.csv", *images]
+            self._say(", ".join(map(str, written)))
