@@ -21,7 +21,16 @@ import triton.language as tl
 from ..conventions import Level
 from ..options import Options
 from . import grids
-from .numerics import cross_entropy_terms, exp_nonpositive, log1p_small, log1p_unit, sigmoid_pair, unit_region
+from .numerics import (
+    cross_entropy_terms,
+    exp_nonpositive,
+    log1p_small,
+    log1p_unit,
+    reciprocal,
+    reciprocal_small,
+    sigmoid_pair,
+    unit_region,
+)
 from .tiles import add_by_region, add_compensated, is_plain, load_target, load_tile, load_weight, store_tile
 
 FLUSH = 16  # tiles added in plain fp32 before the compensated sum takes them
@@ -101,7 +110,7 @@ def _ghmc_accumulate_kernel(
     tl.store(sums_ptr + row + slot, total)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "easy_below"])
 def _ghmc_gradient_kernel(
     input_ptr,
     target_ptr,
@@ -110,6 +119,7 @@ def _ghmc_gradient_kernel(
     grad_ptr,
     output_ptr,
     n,
+    easy_below,
     COLUMNS: tl.constexpr,
     BINS: tl.constexpr,
     AT_EDGES: tl.constexpr,
@@ -131,15 +141,23 @@ def _ghmc_gradient_kernel(
         grad = load_tile(grad_ptr, start, n, lane)
     else:
         grad = tl.load(grad_ptr)
-    p, q, _ = sigmoid_pair(x)
-    residual = p
-    if not plain:
-        weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
-        target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
-        residual = (1.0 - target) * p - target * q
-        residual = tl.where(weight > 0, residual, 0.0)
-    coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(residual), BINS, AT_EDGES))
-    output = residual * coefficient * grad
+    if plain & (tl.max(tl.where(x < easy_below, 0, 1)) == 0):
+        e = exp_nonpositive(x)
+        if BINS >= 29:
+            residual = e * reciprocal_small(e)
+        else:
+            residual = e * reciprocal(1.0 + e)
+        output = residual * (tl.load(coefficients_ptr) * grad)
+    else:
+        p, q, _ = sigmoid_pair(x)
+        residual = p
+        if not plain:
+            weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+            target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+            residual = (1.0 - target) * p - target * q
+            residual = tl.where(weight > 0, residual, 0.0)
+        coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(residual), BINS, AT_EDGES))
+        output = residual * coefficient * grad
     if ELEMENT_GRAD:  # that of an ignored element may be inf or NaN
         output = tl.where(residual != 0, output, 0.0)
     store_tile(output_ptr, start, n, lane, output)
@@ -203,16 +221,17 @@ def gradient_ghmc(
     level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
 ) -> None:
     """Writes `output`, of the shape of the input. grad: one number, or one per element."""
-    _ghmc_gradient_kernel[grids.ELEMENTWISE.grid(level)](
+    _ghmc_gradient_kernel[grids.ACCUMULATE.grid(level)](
         *level,
         coefficients,
         grad,
         output,
         level.input.numel(),
+        _easy_below(options.bins),
         CLASS_INDEX=level.class_index,
         ELEMENT_GRAD=grad.shape == level.input.shape,
-        ANCHORS=grids.touched_anchors(level, grids.ELEMENTWISE),
-        **grids.specialize(level, options, grids.ELEMENTWISE),
+        ANCHORS=grids.touched_anchors(level, grids.ACCUMULATE),
+        **grids.specialize(level, options, grids.ACCUMULATE),
     )
 
 

@@ -5,6 +5,7 @@
     log_from_1(u)      = log(u),       1 <= u         relative error below 2e-7
     log1p_small(e)     = log(1 + e),   0 <= e <= 1/28 relative error below 2e-7
     reciprocal(1 + e)  = 1 / (1 + e),  0 <= e <= 1    relative error below 2e-7; 1/2 at 1
+    reciprocal_small(e) = 1 / (1 + e), 0 <= e <= 1/28 relative error below 2e-7
 
 The hardware's exp2 is not used: rounding x * log2(e) alone costs 1e-6 of the result at x = -20, where easy
 negatives lie. Its division spends half its instructions on a range that 1 + e does not have. The coefficients are
@@ -74,6 +75,14 @@ def reciprocal(u):
     r = (0.32323232323232 * e - 0.80808080808081) * e + 0.98989898989899
     r = r + r * (1.0 - u * r)
     return r + r * (1.0 - u * r)
+
+
+@triton.jit
+def reciprocal_small(e):
+    """1 / (1 + e) for the easy negatives of 29 or more regions."""
+    p = 0.99858035583978 - 0.93200833211713 * e
+    p = p * e - 0.99999203937854
+    return p * e + 1.0
 
 
 @triton.jit
