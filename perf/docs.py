@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghm_triton.classification.report import table as classification_table
+from ghm_triton.arguments import command_parser
 
 from .accuracy.plan import FULL
 from .accuracy.tables import describe, in_order, spread
 from .accuracy.tables import tables as accuracy_tables
 from .accuracy.yolo_tables import comparison, gradient_ratios
-from .arguments import command_parser
+from .classification.report import table as classification_table
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load

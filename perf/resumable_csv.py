@@ -53,7 +53,8 @@ class ResumableCsv:
         return self._key(key) in self.done
 
     def _key(self, row: dict) -> tuple[str, ...]:
-        return tuple(str(row[name]) for name in self.key)
+        values = (row[name] for name in self.key)
+        return tuple(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
 
     def append(self, row: dict) -> None:
         """Write the row to the file. Columns that it lacks stay empty."""

@@ -12,7 +12,7 @@ import contextlib
 import sys
 import warnings
 
-from .argument_types import command_parser, device, real, whole
+from ..arguments import command_parser, device, real, whole
 from .data.augment import AUGMENTATIONS
 from .losses import BOX_LOSSES, LOSSES, NORMALIZE
 from .training.processes import join_processes
@@ -83,7 +83,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     first, _ = choices.parse_known_args(arguments)
     recipe = first.recipe or ("small" if first.model in ("small", "lite0") else "paper")
-    parser = command_parser("train", __doc__, parents=[choices], allow_abbrev=False)
+    parser = command_parser("ghm_triton.detection.train", __doc__, parents=[choices], allow_abbrev=False)
     _add_data(parser)
     _add_losses(parser)
     _add_schedule(parser)

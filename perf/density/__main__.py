@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 
 from ghm_triton import GHMCLoss
+from ghm_triton.arguments import command_parser
 from ghm_triton.conventions import state_size
 from ghm_triton.detection.training.checkpoint import load_checkpoint
-
-from ..arguments import command_parser
 
 EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
 COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}

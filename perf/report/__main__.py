@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import command_parser
+from ghm_triton.arguments import command_parser
+
 from ..legend import LOSSES
 from ..markdown_table import as_markdown
 from .page import markdown, page

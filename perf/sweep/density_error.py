@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 import ghm_triton
+from ghm_triton.arguments import command_parser, whole
 
-from ..arguments import command_parser, positive_int
 from ..exact_density import exact_weights
 from ..markdown_table import as_markdown
 from .cases import CLASSES, Case
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser("perf.sweep.density_error", __doc__)
     parser.add_argument(
-        "--anchors", type=positive_int, default=12_500, help=f"number of anchors, with {CLASSES} classes each"
+        "--anchors", type=whole(1), default=12_500, help=f"number of anchors, with {CLASSES} classes each"
     )
-    parser.add_argument("--bins", nargs="+", type=positive_int, metavar="M", default=list(BINS), help="numbers of bins")
+    parser.add_argument("--bins", nargs="+", type=whole(1), metavar="M", default=list(BINS), help="numbers of bins")
     parser.add_argument("--out", type=Path, help="CSV to write; without it, the table is only printed")
     options = parser.parse_args(arguments)
     cases = [
