@@ -30,13 +30,14 @@ VALUES = [
     "gb_per_s",  # min_bytes in p50_ms
     "copy_gb_per_s",  # of a copy on this device, measured with this case
     "copy_percent",
-    "ratio_to_bce",  # median over the repetitions of the ratio to (binary) cross entropy in the same repetition
+    # To (binary) cross entropy. CPU: median over the repetitions of the ratio in the same round. GPU: ratio of medians
+    "ratio_to_bce",
     "ratio_p20",
     "ratio_p80",
     "peak_extra_bytes",
     "launches",  # kernels, copies and fills on the device
     "host_syncs",
-    "loss_error",  # relative; see reference.py
+    "loss_error",  # relative; see gate.py
     "gradient_error",
 ]
 COLUMNS = [*KEY, *VALUES, *provenance.COLUMNS, "measured_at"]
