@@ -1,6 +1,7 @@
 """The sweep's own tests: a timing report is worth what its checks are."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -76,7 +77,8 @@ def test_schema(path, meter):
     assert list(rows.columns) == COLUMNS
     assert not rows.duplicated(KEY).any()
     assert (rows["status"] == "ok").all(), rows[["implementation", "mode", "detail"]]
-    assert set(rows["mode"]) == set(MODES)
+    assert set(rows["mode"]) == set(MODES) and (rows["timer"] == "wall").all()
+    assert "triton" not in set(rows["implementation"])  # on the CPU its kernels do not run
     assert {"eager", "region_loop", "bce", "smooth_l1", "softmax_region_loop"} <= set(rows["implementation"])
     assert (rows["p20_ms"] > 0).all() and (rows["p20_ms"] <= rows["p50_ms"]).all()
     assert (rows["p50_ms"] <= rows["p80_ms"]).all() and (rows["repetitions"] >= 3).all()
@@ -331,7 +333,13 @@ def test_plan():
     full, quick = (plan_cases(quick=quick, device=CPU) for quick in (False, True))
     assert {case.loss for case in full if case.size == RETINANET_NAME} == {"ghmc", "ghmr"}
     assert max(case.elements for case in full if case.loss != "cross_entropy") == 2 * 201_600 * 80
-    shapes = {case.shape for case in full if case.loss == "cross_entropy"}
+    host = [case for case in full if case.size == "host time"]
+    assert {(case.loss, case.shape) for case in host} == {
+        ("ghmc", (128, 10)),
+        ("ghmr", (128, 4)),
+        ("cross_entropy", (128, 10)),
+    }
+    shapes = {case.shape for case in full if case.loss == "cross_entropy" and case not in host}
     assert shapes == {(8192, 1000), (2048, 32768), (8, 19, 256, 256)}
     assert max(case.elements for case in quick) <= 10**6
     large = {case.distribution for case in full if (case.rows, case.columns) == (100_000, 80)}
@@ -378,3 +386,38 @@ def test_graph_plan():
     assert set(graphs) == set(MODES) - {"backward"}
     assert all("bce" in names and not names & {"eager", "region_loop"} for names in graphs.values())
     assert sum(timer == "events" for _, _, timer, _ in groups) == len(MODES)
+
+
+HOST = """
+import sys
+from tests import test_perf_sweep as tests
+from perf.sweep.cases import plan_cases
+
+cases = [case for case in plan_cases(quick=True, device=tests.CPU) if case.size == "host time"]
+timed = [tests.OURS[name] for name in ("triton", "eager", "bce", "cross_entropy")]
+tests.run(sys.argv[1], tests.CpuMeter(), cases, timed)
+"""
+
+
+@pytest.mark.slow
+def test_time_of_the_host(path):
+    """The path to the kernels is timed on a CPU, up to their launches, which are counted: three per call.
+
+    In a process of its own: in this one the kernels are made for the interpreter.
+    """
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", HOST, path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(path)
+    assert (rows["status"] == "ok").all(), rows[["implementation", "detail"]]
+    assert set(zip(rows["timer"], rows["mode"])) == {("host", "forward_backward")}
+    launches = {(row.loss, row.implementation): row.launches for row in rows.itertuples()}
+    baselines = {("ghmc", "bce"): 0, ("ghmr", "bce"): 0, ("cross_entropy", "cross_entropy"): 0}
+    ours = {
+        (loss, name): 3 * (name == "triton")
+        for loss in ("ghmc", "ghmr", "cross_entropy")
+        for name in ("triton", "eager")
+    }
+    assert launches == baselines | ours
+    assert (rows["p50_ms"] > 0).all() and rows["ratio_to_bce"].notna().all() and rows["loss_error"].isna().all()

@@ -14,7 +14,12 @@ MODES = {
     "backward": "backward",
     "forward_no_grad": "forward without gradient",
 }
-TIMERS = {"wall": "wall time", "events": "time between events on the device", "graph": "replays of a CUDA graph"}
+TIMERS = {
+    "wall": "wall time",
+    "host": "time of the host without the launches of Triton's kernels",
+    "events": "time between events on the device",
+    "graph": "replays of a CUDA graph",
+}
 NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio_to_bce", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
 
 

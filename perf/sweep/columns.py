@@ -6,7 +6,7 @@ KEY = [  # what was measured; no two rows have the same
     "loss",
     "implementation",
     "mode",
-    "timer",  # "wall", "events" or "graph": see meters.py
+    "timer",  # "wall", "host", "events" or "graph": see meters.py
     "size",
     "rows",
     "columns",
@@ -35,7 +35,7 @@ VALUES = [
     "ratio_p20",
     "ratio_p80",
     "peak_extra_bytes",
-    "launches",  # kernels, copies and fills on the device
+    "launches",  # kernels, copies and fills on the device; for "host" the Triton kernels, which are left out
     "host_syncs",
     "loss_error",  # relative; see gate.py
     "gradient_error",

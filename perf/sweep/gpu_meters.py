@@ -6,7 +6,7 @@ from types import ModuleType
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .meters import CpuMeter, Meter, Times
+from .meters import CpuMeter, Meter, Times, interleave
 from .timed_calls import TimedCall
 
 SYNC_WARNING = "called a synchronizing CUDA operation"  # not "... does not yet detect all synchronizing operations"
@@ -42,8 +42,7 @@ class GpuMeter(Meter):
     module: ModuleType  # torch.cuda or torch.xpu
     activity: ProfilerActivity
     device_type: torch.autograd.DeviceType
-    timers = ("events",)
-    interleaved = False
+    timers = ("events", "host")
 
     def __init__(self, device: str):
         index = torch.device(device).index
@@ -52,7 +51,9 @@ class GpuMeter(Meter):
         self.name = self.module.get_device_properties(self.device).name
 
     def times(self, calls, timer, *, budget_s, repetitions, baseline=None):
-        """Time one call after the other. `repetitions` is not used: do_bench fills the time that it is given."""
+        """Time one call after the other, with as many repetitions as fill its share; for "host" see `interleave`."""
+        if timer == "host":
+            return interleave(calls, budget_s, repetitions, baseline)
         from triton import testing
 
         times: dict[str, Times] = {}
@@ -100,7 +101,7 @@ class CudaMeter(GpuMeter):
     module = torch.cuda
     activity = ProfilerActivity.CUDA
     device_type = torch.autograd.DeviceType.CUDA
-    timers = ("events", "graph")
+    timers = ("events", "graph", "host")
 
     def _waits(self, call: TimedCall) -> int:
         call.prepare()

@@ -41,6 +41,7 @@ class Implementation:
         takes_one_hot: Whether it reads data.one_hot instead of data.target.
         waits: Whether it waits for the GPU, so that no CUDA graph can hold it.
         compiles: Whether it uses torch.compile. Then it is timed in fewer cases, after a call that compiles.
+        host_only: Whether only its host time can be measured here.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Implementation:
     takes_one_hot: bool = False
     waits: bool = False
     compiles: bool = False
+    host_only: bool = False
 
     def least_bytes(self, case: Case, mode: str) -> int:
         """Return the bytes to read the arguments once per pass and to write the gradient once."""
@@ -217,8 +219,8 @@ def _optional(device: torch.device) -> list[Implementation]:
 def find_implementations(device: torch.device, *, compiled: bool = False) -> list[Implementation]:
     """Return the implementations that run on `device`; those through torch.compile only if `compiled`."""
     found = [Implementation("eager", ALL, eager, eager, waits=True)]
-    if device.type != "cpu" and ghm_backend.kernels is not None:
-        found.insert(0, Implementation("triton", ALL, _ours("triton"), eager))
+    if ghm_backend.kernels is not None:
+        found.insert(0, Implementation("triton", ALL, _ours("triton"), eager, host_only=device.type == "cpu"))
     found.append(Implementation("exact", ("ghmc",), exact, exact, takes_one_hot=True))
     found.append(Implementation("region_loop", DENSE, _region_loop, eager, waits=True))
     found.append(Implementation("softmax_region_loop", SOFTMAX, _softmax_region_loop, eager, waits=True))

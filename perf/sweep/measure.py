@@ -1,5 +1,6 @@
 """One group of measurements: all implementations on one case in one mode."""
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from .cases import Case
 from .data import Data
 from .gate import Gate
+from .host_time import without_launches
 from .implementations import BASELINES, Implementation
-from .meters import Meter, Times
+from .meters import INTERLEAVED, Meter, Times
 from .timed_calls import LossCall
 
 
@@ -42,30 +44,33 @@ def measure_group(
     repetitions: tuple[int, int],
 ) -> Iterator[tuple[Implementation, dict]]:
     """Yield each implementation and the values of its row. The arguments are those of :meth:`Meter.times`."""
-    rows, calls = {}, {}
-    for implementation in implementations:
-        name = implementation.name
-        try:
-            calls[name], rows[name] = _checked_call(implementation, case, data, mode, timer, meter, gate)
-        except Exception as error:
-            rows[name] = failure(error)
-    baseline = BASELINES[case.loss]
-    times = meter.times(calls, timer, budget_s=budget_s, repetitions=repetitions, baseline=baseline)
+    rows, calls, baseline = {}, {}, BASELINES[case.loss]
+    with without_launches() if timer == "host" else contextlib.nullcontext() as launched:
+        for implementation in implementations:
+            name, call = implementation.name, LossCall(implementation, case, data, mode)
+            try:
+                rows[name] = (
+                    _launches(call, launched) if timer == "host" else _checked(call, implementation, timer, meter, gate)
+                )
+                calls[name] = call
+            except Exception as error:
+                rows[name] = failure(error)
+        times = meter.times(calls, timer, budget_s=budget_s, repetitions=repetitions, baseline=baseline)
     for implementation in implementations:
         row = rows[implementation.name]
         own = times.get(implementation.name)
         if isinstance(own, Exception):
             row = row | failure(own)
         elif own:
-            row = row | {"status": "ok"} | _summary(own, times.get(baseline), meter.interleaved)
-            row["min_bytes"] = implementation.least_bytes(case, mode)
-            row["gb_per_s"] = row["min_bytes"] / row["p50_ms"] / 1e6
+            row = row | {"status": "ok"} | _summary(own, times.get(baseline), timer in INTERLEAVED)
+            if timer != "host":
+                row["min_bytes"] = implementation.least_bytes(case, mode)
+                row["gb_per_s"] = row["min_bytes"] / row["p50_ms"] / 1e6
         yield implementation, row
 
 
-def _checked_call(implementation, case, data, mode, timer, meter, gate) -> tuple[LossCall, dict]:
-    """Return the call, and its errors, memory and launches. Raise Failed if its results are wrong."""
-    call = LossCall(implementation, case, data, mode)
+def _checked(call: LossCall, implementation: Implementation, timer: str, meter: Meter, gate: Gate) -> dict:
+    """Return the errors, memory and launches of the call. Raise Failed if its results are wrong."""
     if implementation.compiles:
         call.check()  # so that `seconds` leaves out the compiler
     values = gate.errors(implementation, call.check())
@@ -75,7 +80,15 @@ def _checked_call(implementation, case, data, mode, timer, meter, gate) -> tuple
         values["peak_extra_bytes"] = meter.peak_bytes(call)
         values["launches"], values["host_syncs"] = meter.launches_and_waits(call)
     call.release()
-    return call, values
+    return values
+
+
+def _launches(call: LossCall, launched: list[str]) -> dict:
+    """Return the number of kernels that the call would have launched. Without them, its results are not checked."""
+    call.check()
+    before = len(launched)
+    call.check()
+    return {"launches": len(launched) - before}
 
 
 def _summary(own: dict[int, float], baseline: Times | None, interleaved: bool) -> dict:

@@ -17,6 +17,7 @@ from .timed_calls import TimedCall
 COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29, "xpu": 1 << 29}  # well past the caches
 COPIES = 7
 SLOW_S = 1.0  # a call that takes longer is repeated three times, and has no warm-up of its own
+INTERLEAVED = ("wall", "host")  # timers whose repetition i is of one round for all calls: ratios are free of drift
 Times = dict[int, float] | Exception  # milliseconds by repetition, or why there are none
 
 
@@ -27,13 +28,11 @@ class Meter(abc.ABC):
         device: The device.
         name: Name of its hardware.
         timers: The kinds of timing that this meter has.
-        interleaved: Whether repetition i of all calls is of one round, so that their ratio is free of drift.
     """
 
     device: torch.device
     name: str
     timers: tuple[str, ...]
-    interleaved: bool
 
     @abc.abstractmethod
     def times(
@@ -78,44 +77,15 @@ class Meter(abc.ABC):
 class CpuMeter(Meter):
     """Wall time. Small inputs are in the cache, as they are after the layer before."""
 
-    timers = ("wall",)
-    interleaved = True
+    timers = ("wall", "host")
 
     def __init__(self):
         self.device = torch.device("cpu")
         self.name = _cpu_name()
 
     def times(self, calls, timer, *, budget_s, repetitions, baseline=None):
-        """Time the calls in rounds.
-
-        Each round has all calls in a random order, so that drift and the state of the caches affect all in the same
-        way. A slow call skips rounds at even distances; the baseline is in every round.
-        """
-        times, wanted, (least, most) = {name: {} for name in calls}, {}, repetitions
-        for name, call in calls.items():
-            seconds = call.seconds
-            if seconds < SLOW_S:
-                try:
-                    seconds = _milliseconds(call) / 1e3
-                except Exception as error:
-                    times[name] = error
-                    continue
-            floor = least if seconds < SLOW_S else min(3, least)
-            wanted[name] = min(most, max(floor, int(budget_s / len(calls) / max(seconds, 1e-9))))
-        rounds = max(wanted.values(), default=0)
-        if baseline in wanted:
-            wanted[baseline] = rounds
-        shuffle = random.Random(0)
-        for index in range(rounds):
-            order = [name for name in wanted if index * wanted[name] // rounds != (index - 1) * wanted[name] // rounds]
-            shuffle.shuffle(order)
-            for name in order:
-                try:
-                    times[name][index] = _milliseconds(calls[name])
-                except Exception as error:
-                    times[name] = error
-                    del wanted[name]
-        return times
+        """Time the calls in rounds."""
+        return interleave(calls, budget_s, repetitions, baseline)
 
     def peak_bytes(self, call: TimedCall) -> int | None:
         """Follow every allocation of PyTorch's CPU allocator. The resident size would miss memory that the heap reuses.
@@ -141,6 +111,41 @@ class CpuMeter(Meter):
 
     def launches_and_waits(self, call: TimedCall) -> tuple[None, None]:
         return None, None
+
+
+def interleave(
+    calls: dict[str, TimedCall], budget_s: float, repetitions: tuple[int, int], baseline: str | None
+) -> dict[str, Times]:
+    """Time the calls with the clock of the host, in rounds. The arguments are those of :meth:`Meter.times`.
+
+    Each round has all calls in a random order, so that drift and the state of the caches affect all in the same
+    way. A slow call skips rounds at even distances; the baseline is in every round.
+    """
+    times, wanted, (least, most) = {name: {} for name in calls}, {}, repetitions
+    for name, call in calls.items():
+        seconds = call.seconds
+        if seconds < SLOW_S:
+            try:
+                seconds = _milliseconds(call) / 1e3
+            except Exception as error:
+                times[name] = error
+                continue
+        floor = least if seconds < SLOW_S else min(3, least)
+        wanted[name] = min(most, max(floor, int(budget_s / len(calls) / max(seconds, 1e-9))))
+    rounds = max(wanted.values(), default=0)
+    if baseline in wanted:
+        wanted[baseline] = rounds
+    shuffle = random.Random(0)
+    for index in range(rounds):
+        order = [name for name in wanted if index * wanted[name] // rounds != (index - 1) * wanted[name] // rounds]
+        shuffle.shuffle(order)
+        for name in order:
+            try:
+                times[name][index] = _milliseconds(calls[name])
+            except Exception as error:
+                times[name] = error
+                del wanted[name]
+    return times
 
 
 def _milliseconds(call: TimedCall) -> float:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
-from .cases import Case
+from .cases import HOST, Case
 from .data import make_data
 from .gate import Gate
 from .implementations import Implementation
@@ -49,13 +49,17 @@ def plan_groups(
     """Plan the groups that are timed together: (case, mode, timer, implementations) of each.
 
     A CUDA graph cannot hold a backward without its forward. torch.compile is timed in few cases, and only for forward
-    and backward together.
+    and backward together. So is the time of the host.
     """
     groups = []
     for case, timer, mode in itertools.product(cases, timers, MODES):
-        if timer == "graph" and mode == "backward":
+        host = timer == "host"
+        if (timer == "graph" and mode == "backward") or host != (case.size == HOST):
+            continue
+        if host and mode != "forward_backward":
             continue
         able = [one for one in implementations if case.loss in one.losses and not (timer == "graph" and one.waits)]
+        able = [one for one in able if host or not one.host_only]
         if not (case.compiled and mode == "forward_backward"):
             able = [one for one in able if not one.compiles]
         groups.append((case, mode, timer, able))
