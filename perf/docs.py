@@ -70,7 +70,7 @@ def _base_bins(rows: pd.DataFrame) -> pd.Series:
 
 
 def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
-    """Show milliseconds, the ratio to cross entropy in parentheses, and nanoseconds per element of this package."""
+    """Show milliseconds, the ratio to the baseline in parentheses, and nanoseconds per element of this package."""
     rows = _base(rows)
     rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST) & (rows["loss"] != "cross_entropy")]
     rows = rows.sort_values("elements", kind="stable")
@@ -82,9 +82,7 @@ def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
         line["ns per element"] = f"{own.loc['eager', 'p50_ms'] * 1e6 / elements:.1f}"
         for name in names:
             cell = own.loc[name] if name in own.index else None
-            line[LABELS[name]] = (
-                "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio_to_bce']:.2f})"
-            )
+            line[LABELS[name]] = "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio']:.2f})"
         lines.append(line)
     return pd.DataFrame(lines).sort_values("loss", kind="stable")
 
@@ -93,7 +91,7 @@ def over_logits(rows: pd.DataFrame) -> pd.DataFrame:
     """Show GHM cross entropy: milliseconds, the ratio to cross entropy in parentheses."""
     rows = _base(rows)
     rows = rows[rows["loss"] == "cross_entropy"]
-    cells = [f"{three_digits(row.p50_ms)} ms ({row.ratio_to_bce:.2f})" for row in rows.itertuples()]
+    cells = [f"{three_digits(row.p50_ms)} ms ({row.ratio:.2f})" for row in rows.itertuples()]
     rows = rows.assign(cell=cells, logits=rows["size"], name=rows["implementation"].map(LABELS))
     table = rows.pivot(index="logits", columns="name", values="cell")
     order = [label for label in dict.fromkeys(LABELS.values()) if label in table]
@@ -130,7 +128,7 @@ def front_times(rows: pd.DataFrame) -> pd.DataFrame:
     """Show GHM-C at FRONT_ELEMENTS: milliseconds, and in parentheses the ratio to cross entropy."""
     rows = _base(rows)
     rows = rows[_base_bins(rows) & (rows["loss"] == "ghmc") & rows["elements"].isin(FRONT_ELEMENTS)]
-    rows = rows.assign(cell=[f"{three_digits(row.p50_ms)} ms ({row.ratio_to_bce:.2f})" for row in rows.itertuples()])
+    rows = rows.assign(cell=[f"{three_digits(row.p50_ms)} ms ({row.ratio:.2f})" for row in rows.itertuples()])
     table = rows.pivot(index="implementation", columns="elements", values="cell").loc[list(FRONT_IMPLEMENTATIONS)]
     table.columns = [f"{elements:,} elements" for elements in table.columns]
     table.insert(0, "loss", list(FRONT_IMPLEMENTATIONS.values()))
@@ -138,7 +136,7 @@ def front_times(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_host(rows: pd.DataFrame) -> pd.DataFrame:
-    """Show the time of the host for 128 examples, the ratio to cross entropy, and the launches that are left out."""
+    """Show the time of the host for 128 examples, the ratio to the baseline, and the launches that are left out."""
     rows = rows[(rows["timer"] == "host") & (rows["status"] == "ok")]
     rows = rows[rows["implementation"].isin([*HOST_IMPLEMENTATIONS, *BASELINES.values()])]
     rows = rows.sort_values(["loss", "p50_ms"])
@@ -148,7 +146,7 @@ def over_host(rows: pd.DataFrame) -> pd.DataFrame:
             "loss": rows["loss"].map(LOSSES),
             "implementation": rows["implementation"].map(LABELS),
             "time of the host": [f"{three_digits(1e3 * value)} µs" for value in rows["p50_ms"]],
-            "relative to cross entropy": rows["ratio_to_bce"].map("{:.2f}".format),
+            "relative to the baseline": rows["ratio"].map("{:.2f}".format),
             "launches, not timed": launches,
         }
     )

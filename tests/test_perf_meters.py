@@ -118,9 +118,9 @@ def test_ratio_without_rounds():
     """Calls that are timed one after the other are compared by their medians."""
     own, baseline = {0: 2.0, 1: 8.0, 2: 4.0}, {0: 1.0, 1: 2.0, 2: 5.0, 3: 2.0}
     summary = _summary(own, baseline, interleaved=False)
-    assert summary["ratio_to_bce"] == 4.0 / 2.0 and "ratio_p20" not in summary
-    assert _summary(own, baseline, interleaved=True)["ratio_to_bce"] == 2.0  # the median of 2, 4 and 0.8
-    assert "ratio_to_bce" not in _summary(own, RuntimeError(), interleaved=False)
+    assert summary["ratio"] == 4.0 / 2.0 and "ratio_p20" not in summary
+    assert _summary(own, baseline, interleaved=True)["ratio"] == 2.0  # the median of 2, 4 and 0.8
+    assert "ratio" not in _summary(own, RuntimeError(), interleaved=False)
 
 
 def test_peak_is_beyond_what_was_held(meter):

@@ -1,4 +1,4 @@
-"""Draws what perf.sweep measured: tables in Markdown, plots as PNG, and both in one HTML page.
+"""Draw what perf.sweep measured: tables in Markdown, plots as PNG, and both in one HTML page.
 
 Several files, for example of two commits or two devices, are compared with the first.
 """

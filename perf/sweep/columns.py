@@ -30,8 +30,9 @@ VALUES = [
     "gb_per_s",  # min_bytes in p50_ms
     "copy_gb_per_s",  # of a copy on this device, measured with this case
     "copy_percent",
-    # To (binary) cross entropy. CPU: median over the repetitions of the ratio in the same round. GPU: ratio of medians
-    "ratio_to_bce",
+    # To the baseline of the loss: (binary) cross entropy, or smooth L1 for GHM-R. On the CPU the median over the
+    # repetitions of the ratio in the same round, on a GPU the ratio of the medians
+    "ratio",
     "ratio_p20",
     "ratio_p80",
     "peak_extra_bytes",

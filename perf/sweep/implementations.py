@@ -23,7 +23,7 @@ ALPHA, GAMMA = 0.25, 2.0  # focal loss
 BETA = 1 / 9  # smooth L1
 DENSE, SOFTMAX = ("ghmc", "ghmr"), ("cross_entropy",)  # losses
 ALL = DENSE + SOFTMAX
-BASELINES = {"ghmc": "bce", "ghmr": "bce", "cross_entropy": "cross_entropy"}  # by loss
+BASELINES = {"ghmc": "bce", "ghmr": "smooth_l1", "cross_entropy": "cross_entropy"}  # what each loss replaces
 
 
 Loss = Callable[[Case, Data], Tensor]

@@ -97,8 +97,8 @@ def _summary(own: dict[int, float], baseline: Times | None, interleaved: bool) -
     if not isinstance(baseline, dict) or not baseline:
         return summary
     if not interleaved:
-        return summary | {"ratio_to_bce": p50 / np.median(list(baseline.values()))}
+        return summary | {"ratio": p50 / np.median(list(baseline.values()))}
     ratios = [own[index] / baseline[index] for index in own if index in baseline]
     if ratios:
-        summary["ratio_p20"], summary["ratio_to_bce"], summary["ratio_p80"] = np.percentile(ratios, [20, 50, 80])
+        summary["ratio_p20"], summary["ratio"], summary["ratio_p80"] = np.percentile(ratios, [20, 50, 80])
     return summary
