@@ -41,7 +41,7 @@ class ResumableCsv:
         return len(whole)
 
     def read(self, **options) -> pd.DataFrame:
-        """The rows that are there. `options` are those of `pandas.read_csv`."""
+        """Read the rows that are there. `options` are those of `pandas.read_csv`."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return pd.DataFrame(columns=self.columns)
         rows = pd.read_csv(self.path, keep_default_na=False, **options)

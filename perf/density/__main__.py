@@ -1,4 +1,4 @@
-"""Draws what harmonizing does to the gradient density of a trained detector.
+"""Draw what harmonizing does to the gradient density of a trained detector.
 
     python -m perf.density RUN/checkpoint.pt
 
@@ -23,7 +23,7 @@ COUNTS = "head.classification_loss.running_counts"
 
 
 def read_counts(checkpoint: Path) -> pd.DataFrame:
-    """One row per region: its edges, and the moving average of the number of elements in it.
+    """Read one row per region: its edges, and the moving average of the number of elements in it.
 
     Raises:
         OSError: The file does not exist, or cannot be read.
@@ -41,7 +41,7 @@ def read_counts(checkpoint: Path) -> pd.DataFrame:
 
 
 def shares(counts: pd.Series, exponent: float) -> pd.DataFrame:
-    """The share of each region in the total weight, and the weight of an element of it."""
+    """Compute the share of each region in the total weight, and the weight of an element of it."""
     loss = GHMCLoss(bins=len(counts), exponent=exponent)
     state = torch.ones(state_size(len(counts), "paper"))
     state[:-1] = torch.tensor(counts.to_numpy())
@@ -51,6 +51,7 @@ def shares(counts: pd.Series, exponent: float) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw the counts, the shares and the weights over the gradient norm."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,6 +78,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
     parser = command_parser("perf.density", __doc__.splitlines()[0])
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", help="checkpoint.pt of a training with GHM-C; without it, --csv is read"

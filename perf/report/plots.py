@@ -91,7 +91,7 @@ def plot(rows: pd.DataFrame, folder: Path, mode: str = FORWARD_BACKWARD) -> list
 
 
 def _draw(rows: pd.DataFrame, quantity: Quantity, over: str, title: str, conditions: str, path: Path) -> None:
-    """A line per implementation and source, with its range from the 20th to the 80th percentile if there is one."""
+    """Draw a line per implementation and source, with its range from the 20th to the 80th percentile if known."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Times the losses and their alternatives over sizes, dtypes, bins, targets and distributions of the logits.
+"""Time the losses and their alternatives over sizes, dtypes, bins, targets and distributions of the logits.
 
 Rows are written one by one. Started again with the same file, the sweep continues where it stopped.
 """

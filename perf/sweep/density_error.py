@@ -1,4 +1,4 @@
-"""Prints how far the weights of unit regions are from those of the exact gradient density, by number of bins.
+"""Print how far the weights of unit regions are from those of the exact gradient density, by number of bins.
 
 Both densities see the same logits, with windows and regions of the same width 1 / M. The table has
 
@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 def density_error(case: Case) -> dict:
-    """The row of one case, in float64."""
+    """Compute the row of one case, in float64."""
     data = make_data(case, torch.device("cpu"))
     logits, target = data.input.detach().double(), data.one_hot.double()
     norm = (logits.sigmoid() - target).abs()
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def density_error_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows as they are shown: errors in percent."""
+    """Return the rows as they are shown: errors in percent."""
     table = rows[["distribution", "bins"]].rename(columns={"distribution": "logits"})
     for name, heading in COLUMNS.items():
         table[heading] = rows[name].map("{:.3f}".format if name == "loss_ratio" else "{:.1%}".format)

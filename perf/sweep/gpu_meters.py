@@ -72,6 +72,7 @@ class GpuMeter(Meter):
         return times
 
     def peak_bytes(self, call: TimedCall) -> int:
+        """Return what PyTorch's allocator counts."""
         call.prepare()
         self.module.synchronize()
         self.module.reset_peak_memory_stats()
@@ -81,6 +82,7 @@ class GpuMeter(Meter):
         return self.module.max_memory_allocated() - before
 
     def launches_and_waits(self, call: TimedCall) -> tuple[int, int | None]:
+        """Count what the profiler sees on the device, and the waits that PyTorch warns of."""
         waits = self._waits(call)
         call.prepare()
         self.module.synchronize()

@@ -110,6 +110,7 @@ class CpuMeter(Meter):
         return peak
 
     def launches_and_waits(self, call: TimedCall) -> tuple[None, None]:
+        """Return None: there is no device."""
         return None, None
 
 

@@ -61,6 +61,7 @@ class LossCall(TimedCall):
         self._loss = self._call() if self.mode == "backward" else None
 
     def release(self) -> None:
+        """Let go of the gradient and of the graph."""
         self._data.input.grad = self._loss = None
 
     def _forward(self) -> Outcome:
