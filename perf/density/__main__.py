@@ -67,7 +67,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         middle.stairs(100 * own.share, edges, baseline=None, **style)
         right.stairs(own.weight.where(rows["count"] > 0), edges, baseline=None, **style)
     middle.set(ylabel="share of the total weight, %", title="Harmonizing spreads the weight", yscale="log")
-    right.set(ylabel="weight of an element", title="by weighing rare gradients up", yscale="log")
+    right.set(ylabel="weight of an element", title="by weighting rare gradients more", yscale="log")
     for axes in (left, middle, right):
         axes.set(xlabel="gradient norm g", xlim=(0, 1))
         axes.grid(True, alpha=0.3)
