@@ -1,4 +1,7 @@
-"""Timing and accuracy reports. Each package is a command: `python -m perf.sweep`, report, compiled and accuracy."""
+"""Timings and comparisons. Each package is a command: `python -m perf.sweep`.
+
+The others are report, compiled, accuracy, classification, and density.
+"""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Rewrites the tables in README.md and docs/ from the CSVs in perf/results: `python -m perf.docs`.
+"""Rewrite the tables in README.md and docs/ from the CSVs in perf/results: `python -m perf.docs`.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with what this makes.
 """
@@ -8,23 +8,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghm_triton.classification.report import table as classification_table
+from ghm_triton.arguments import command_parser
 
 from .accuracy.paired import front
 from .accuracy.plan import FULL
 from .accuracy.tables import tables as accuracy_tables
 from .accuracy.yolo_tables import comparison, gradient_ratios
-from .arguments import command_parser
+from .classification.report import table as classification_table
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load
 from .sweep.cases import BASE, Case
+from .sweep.implementations import BASELINES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "perf" / "results"
 TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 SMALLEST = 10**6  # elements; from here on, time should be proportional to them
-FRONT_ELEMENTS = 8_000_000
+FRONT_ELEMENTS = (10_000, 100_000, 8_000_000)
 FRONT_TASKS = {
     ("digits-10", 1000): "digits, ten classes",
     ("digits-1", 500): "digits, one class",
@@ -44,6 +45,7 @@ FRONT_IMPLEMENTATIONS = {
     "region_loop": "GHM-C as a loop over regions",
     "torchvision_focal": "focal loss, torchvision",
 }
+HOST_IMPLEMENTATIONS = ("triton", "eager")
 CONFIGURATIONS = {"float32 class index": "GHM-C fp32", "bfloat16 class index": "GHM-C bf16"}
 CONFIGURATIONS |= {
     "float32 deltas, element weight, mmdet": "GHM-R fp32",
@@ -67,8 +69,9 @@ CONFIGURATIONS |= {
 
 
 def _base(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of forward and backward together, fp32, a trained head, with any number of elements and bins."""
+    """Return the rows of forward and backward together, fp32, a trained head, with any number of elements and bins."""
     rows = rows[(rows["mode"] == FORWARD_BACKWARD) & (rows["status"] == "ok") & (rows["dtype"] == "float32")]
+    rows = rows[rows["timer"] != "host"]
     target = rows["loss"].map({loss: Case(loss, 0, 0, **fields).target for loss, fields in BASE.items()})
     return rows[(rows["distribution"] == "trained") & (rows["target"] == target)]
 
@@ -78,7 +81,7 @@ def _base_bins(rows: pd.DataFrame) -> pd.Series:
 
 
 def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds, the ratio to cross entropy in parentheses, and nanoseconds per element of this package."""
+    """Show milliseconds, the ratio to the baseline in parentheses, and nanoseconds per element of this package."""
     rows = _base(rows)
     rows = rows[_base_bins(rows) & (rows["elements"] >= SMALLEST) & (rows["loss"] != "cross_entropy")]
     rows = rows.sort_values("elements", kind="stable")
@@ -90,18 +93,16 @@ def over_elements(rows: pd.DataFrame) -> pd.DataFrame:
         line["ns per element"] = f"{own.loc['eager', 'p50_ms'] * 1e6 / elements:.1f}"
         for name in names:
             cell = own.loc[name] if name in own.index else None
-            line[LABELS[name]] = (
-                "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio_to_bce']:.2f})"
-            )
+            line[LABELS[name]] = "" if cell is None else f"{three_digits(cell['p50_ms'])} ms ({cell['ratio']:.2f})"
         lines.append(line)
     return pd.DataFrame(lines).sort_values("loss", kind="stable")
 
 
 def over_logits(rows: pd.DataFrame) -> pd.DataFrame:
-    """GHM cross entropy: milliseconds, the ratio to cross entropy in parentheses."""
+    """Show GHM cross entropy: milliseconds, the ratio to cross entropy in parentheses."""
     rows = _base(rows)
     rows = rows[rows["loss"] == "cross_entropy"]
-    cells = [f"{three_digits(row.p50_ms)} ms ({row.ratio_to_bce:.2f})" for row in rows.itertuples()]
+    cells = [f"{three_digits(row.p50_ms)} ms ({row.ratio:.2f})" for row in rows.itertuples()]
     rows = rows.assign(cell=cells, logits=rows["size"], name=rows["implementation"].map(LABELS))
     table = rows.pivot(index="logits", columns="name", values="cell")
     order = [label for label in dict.fromkeys(LABELS.values()) if label in table]
@@ -109,7 +110,7 @@ def over_logits(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds at SMALLEST elements."""
+    """Show milliseconds at SMALLEST elements."""
     rows = _base(rows)
     rows = rows[(rows["elements"] == SMALLEST) & rows["implementation"].isin(["eager", "region_loop"])]
     rows = rows.assign(cell=rows["p50_ms"].map(three_digits), name=rows["implementation"].map(LABELS))
@@ -118,7 +119,7 @@ def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
-    """Modeled time over that of moving the bytes, of CONFIGURATIONS: easy tiles / tiles that need everything."""
+    """Show the modeled time over that of moving the bytes: of easy tiles / of tiles that need everything."""
     rows = compiled[compiled["configuration"].isin(CONFIGURATIONS) & compiled["block"].notna()]
     step = rows["kernel"].str.extract("(accumulate|gradient)")[0]
     cells = [f"{row.easy_over_memory:.2f} / {row.hard_over_memory:.2f}" for row in rows.itertuples()]
@@ -128,28 +129,42 @@ def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
 
 
 def density_error(rows: pd.DataFrame) -> pd.DataFrame:
-    """By number of regions and kind of logits: the mean error of beta, and the loss, relative to the exact density."""
+    """Show the mean error of beta and the loss relative to the exact density, by regions and kind of logits."""
     table = rows.pivot(index="bins", columns="distribution")
     shown = pd.DataFrame({name: table[column].map("{:.2f}".format) for column, name in DENSITY_ERRORS.items()})
     return shown.rename_axis("regions").reset_index()
 
 
 def front_times(rows: pd.DataFrame) -> pd.DataFrame:
-    """GHM-C at 8,000,000 elements: milliseconds and the ratio to cross entropy."""
+    """Show GHM-C at FRONT_ELEMENTS: milliseconds, and in parentheses the ratio to cross entropy."""
     rows = _base(rows)
-    rows = rows[_base_bins(rows) & (rows["loss"] == "ghmc") & (rows["elements"] == FRONT_ELEMENTS)]
-    rows = rows.set_index("implementation").loc[list(FRONT_IMPLEMENTATIONS)]
+    rows = rows[_base_bins(rows) & (rows["loss"] == "ghmc") & rows["elements"].isin(FRONT_ELEMENTS)]
+    rows = rows.assign(cell=[f"{three_digits(row.p50_ms)} ms ({row.ratio:.2f})" for row in rows.itertuples()])
+    table = rows.pivot(index="implementation", columns="elements", values="cell").loc[list(FRONT_IMPLEMENTATIONS)]
+    table.columns = [f"{elements:,} elements" for elements in table.columns]
+    table.insert(0, "loss", list(FRONT_IMPLEMENTATIONS.values()))
+    return table
+
+
+def over_host(rows: pd.DataFrame) -> pd.DataFrame:
+    """Show the time of the host for 128 examples, the ratio to the baseline, and the launches that are left out."""
+    rows = rows[(rows["timer"] == "host") & (rows["status"] == "ok")]
+    rows = rows[rows["implementation"].isin([*HOST_IMPLEMENTATIONS, *BASELINES.values()])]
+    rows = rows.sort_values(["loss", "p50_ms"])
+    launches = pd.to_numeric(rows["launches"]).astype(int)
     return pd.DataFrame(
         {
-            "loss": list(FRONT_IMPLEMENTATIONS.values()),
-            "time": [f"{three_digits(value)} ms" for value in rows["p50_ms"]],
-            "relative to cross entropy": [f"{value:.2f}" for value in rows["ratio_to_bce"]],
+            "loss": rows["loss"].map(LOSSES),
+            "implementation": rows["implementation"].map(LABELS),
+            "time of the host": [f"{three_digits(1e3 * value)} µs" for value in rows["p50_ms"]],
+            "relative to the baseline": rows["ratio"].map("{:.2f}".format),
+            "launches, not timed": launches,
         }
     )
 
 
 def tables() -> dict[str, str]:
-    """The tables by name, in Markdown."""
+    """Make the tables by name, in Markdown."""
     rows, compiled = load([RESULTS / "sweep-cpu.csv"]), pd.read_csv(RESULTS / "compiled.csv")
     accuracy = pd.read_csv(RESULTS / "accuracy-cpu.csv")
     made = {
@@ -163,6 +178,8 @@ def tables() -> dict[str, str]:
         "yolo": comparison(pd.read_csv(RESULTS / "yolo-cpu.csv")),
         "yolo-gradients": gradient_ratios(pd.read_csv(RESULTS / "yolo-gradients-cpu.csv")),
     }
+    if (rows["timer"] == "host").any():
+        made["host"] = over_host(rows)
     compared, *by_batch = accuracy_tables(accuracy)
     softmax = {"classification": "classification-cpu.csv", "fashion": "classification-fashion-cpu.csv"}
     texts = {name: as_markdown(table) for name, table in made.items()}
@@ -172,11 +189,12 @@ def tables() -> dict[str, str]:
 
 
 def pages() -> list[Path]:
+    """Return the pages that may have tables."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def updated(text: str, made: dict[str, str]) -> str:
-    """The page with its tables replaced.
+    """Return the page with its tables replaced.
 
     Raises:
         KeyError: The page has a table of a name that is not made.
@@ -185,6 +203,7 @@ def updated(text: str, made: dict[str, str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
     command_parser("perf.docs", __doc__).parse_args(arguments)
     made = tables()
     for page in pages():

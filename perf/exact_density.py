@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 
 def count_neighbors(ordered: Tensor, norm: Tensor, half_width: float) -> Tensor:
-    """How many elements of the sorted `ordered` are in [norm - half_width, norm + half_width), for each `norm`."""
+    """Count the elements of the sorted `ordered` in [norm - half_width, norm + half_width), for each `norm`."""
     return torch.searchsorted(ordered, norm + half_width) - torch.searchsorted(ordered, norm - half_width)
 
 
 def region_length(norm: Tensor, half_width: float) -> Tensor:
-    """l(g), the part of the window around each gradient norm that lies in [0, 1]."""
+    """Compute l(g), the part of the window around each gradient norm that lies in [0, 1]."""
     return (norm + half_width).clamp(max=1) - (norm - half_width).clamp(min=0)
 
 
 def exact_weights(norm: Tensor, counted: Tensor | None = None, *, bins: int = 30) -> Tensor:
-    """beta of each element; 0 for elements that are not counted.
+    """Compute beta of each element; 0 for elements that are not counted.
 
     Args:
         norm: Gradient norms in [0, 1], floating point, any shape.
@@ -44,7 +44,7 @@ def exact_weights(norm: Tensor, counted: Tensor | None = None, *, bins: int = 30
 
 
 def exact_ghmc_loss(input: Tensor, target: Tensor, counted: Tensor | None = None, *, bins: int = 30) -> Tensor:
-    """GHM-C with exact weights: the mean over the counted elements. No gradient flows through the weights.
+    """Compute GHM-C with exact weights: the mean over the counted elements. No gradient flows through the weights.
 
     Args:
         input: Logits, floating point, any shape. 16-bit logits are taken to fp32.
@@ -72,7 +72,7 @@ class ExactGHMCLoss(nn.Module):
         self.bins = bins
 
     def forward(self, logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-        """Logits [images, anchors, classes]; labels, -1 for background, and counted [images, anchors]."""
+        """Take logits [images, anchors, classes]; labels, -1 for background, and counted [images, anchors]."""
         target = F.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels >= 0)[..., None]
         counted = counted.bool()[..., None].expand(logits.shape)
         return exact_ghmc_loss(logits, target, counted, bins=self.bins)

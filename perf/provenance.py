@@ -14,7 +14,7 @@ MEASURED_CODE = ["ghm_triton", "kernels", "perf/*.py"]  # git pathspecs: a `*` a
 
 
 def provenance() -> dict[str, str]:
-    """The values of COLUMNS, the same for all rows of a run."""
+    """Return the values of COLUMNS, the same for all rows of a run."""
     try:
         import triton
 
@@ -32,12 +32,12 @@ def provenance() -> dict[str, str]:
 
 
 def now() -> str:
-    """The time in UTC, as ISO 8601 has it."""
+    """Return the time in UTC, as ISO 8601 has it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _commit() -> str:
-    """The commit of the checkout, with a + if the measured code has changes; empty outside of a checkout."""
+    """Return the commit of the checkout, with a + if the measured code has changes; empty outside of a checkout."""
 
     def git(*arguments):
         root = Path(__file__).resolve().parent.parent

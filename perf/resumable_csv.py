@@ -41,7 +41,7 @@ class ResumableCsv:
         return len(whole)
 
     def read(self, **options) -> pd.DataFrame:
-        """The rows that are there. `options` are those of `pandas.read_csv`."""
+        """Read the rows that are there. `options` are those of `pandas.read_csv`."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return pd.DataFrame(columns=self.columns)
         rows = pd.read_csv(self.path, keep_default_na=False, **options)
@@ -53,7 +53,8 @@ class ResumableCsv:
         return self._key(key) in self.done
 
     def _key(self, row: dict) -> tuple[str, ...]:
-        return tuple(str(row[name]) for name in self.key)
+        values = (row[name] for name in self.key)
+        return tuple(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
 
     def append(self, row: dict) -> None:
         """Write the row to the file. Columns that it lacks stay empty."""

@@ -11,7 +11,8 @@ pytest.importorskip("pandas")
 
 from perf.sweep import gpu_meters
 from perf.sweep.__main__ import main
-from perf.sweep.gpu_meters import FLUSH_BYTES, CudaMeter, XpuMeter, open_meter
+from perf.sweep.gpu_meters import CudaMeter, XpuMeter, open_meter
+from perf.sweep.measure import _summary
 from perf.sweep.timed_calls import TimedCall
 
 SYNC = "called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)"
@@ -19,26 +20,10 @@ PROTOTYPE = "Synchronization debug mode is a prototype feature and does not yet 
 
 
 class FakeModule:
-    """torch.cuda or torch.xpu of one device with 100 MB of cache: keeps a log, and a clock that events read."""
+    """torch.cuda or torch.xpu of one device: keeps a log."""
 
     def __init__(self):
-        self.log, self.clock, self.held, self.peak, self.mode = [], 0.0, 0, 0, "default"
-        fake = self
-
-        class Event:
-            def __init__(self, enable_timing=False):
-                assert enable_timing
-
-            def record(self):
-                fake.log.append("record")
-                self.at, self.done = fake.clock, False
-                fake.events.append(self)
-
-            def elapsed_time(self, other):
-                assert self.done and other.done, "read before the device got there"
-                return other.at - self.at
-
-        self.Event, self.events = Event, []
+        self.log, self.held, self.peak, self.mode = [], 0, 0, "default"
 
     def current_device(self):
         return 0
@@ -48,12 +33,10 @@ class FakeModule:
             raise ValueError("Expected a torch.device with a specified index or an integer")
 
     def get_device_properties(self, device):
-        return types.SimpleNamespace(name="Fake", L2_cache_size=10**8, last_level_cache_size=10**8)
+        return types.SimpleNamespace(name="Fake")
 
     def synchronize(self):
         self.log.append("synchronize")
-        for event in self.events:
-            event.done = True
 
     def reset_peak_memory_stats(self):
         self.peak = self.held
@@ -69,46 +52,75 @@ class FakeModule:
         warnings.warn(PROTOTYPE, stacklevel=2)
 
 
-class FakeFlush:
-    def __init__(self, fake, elements):
-        self.fake, self.elements = fake, elements
-
-    def sum(self):
-        self.fake.log.append("flush")
-        self.fake.clock += 5
-
-
 @pytest.fixture(params=[CudaMeter, XpuMeter], ids=["cuda", "xpu"])
 def meter(request, monkeypatch):
     fake = FakeModule()
     monkeypatch.setattr(request.param, "module", fake)
-    monkeypatch.setattr(torch, "ones", lambda elements, device: FakeFlush(fake, elements))
-    made = request.param("cuda" if request.param is CudaMeter else "xpu")
-    fake.log.clear()
-    return made
+    return request.param("cuda" if request.param is CudaMeter else "xpu")
 
 
-def timed_call(meter, milliseconds=3.0, then=lambda: None) -> TimedCall:
-    fake = meter.module
+def timed_call(meter, then=lambda: None, **options) -> TimedCall:
+    log = meter.module.log
 
     def timed():
-        fake.log.append("timed")
-        fake.clock += milliseconds
+        log.append("timed")
         then()
 
-    return TimedCall("forward", timed, lambda: fake.log.append("prepare"))
+    return TimedCall("forward", timed, lambda: log.append("prepare"), **options)
 
 
 def test_device_without_an_index(meter):
     """A bare "cuda" is the current device; set_device wants its number."""
     assert meter.device.index == 0 and meter.name == "Fake"
-    assert meter._flush.elements * 4 >= max(FLUSH_BYTES, 4 * 10**8)
 
 
-def test_time_is_of_the_run_alone(meter):
-    """Neither preparing nor the flush of the cache are timed, and the host waits before it reads the events."""
-    assert meter.milliseconds(timed_call(meter), meter.timers[0]) == 3.0
-    assert meter.module.log == ["prepare", "flush", "record", "timed", "record", "synchronize"]
+@pytest.fixture
+def benches(monkeypatch):
+    """The arguments of do_bench and do_bench_cudagraph, which run the call twice and return three times."""
+    testing = pytest.importorskip("triton.testing")
+    seen = []
+
+    def bench(name):
+        def run(call, **options):
+            call()
+            call()
+            seen.append((name, options))
+            return [1.0, 2.0, 4.0]
+
+        return run
+
+    for name in ("do_bench", "do_bench_cudagraph"):
+        monkeypatch.setattr(testing, name, bench(name))
+    return seen
+
+
+def test_times_are_those_of_triton(meter, benches):
+    """Calls share the budget; each is prepared once; gradients are made anew; a failure is of its call alone."""
+    leaf, fails = torch.zeros(1), RuntimeError("broken")
+
+    def fail():
+        raise fails
+
+    calls = {"a": timed_call(meter, leaves=(leaf,)), "b": timed_call(meter, then=fail), "c": timed_call(meter)}
+    options = {"budget_s": 3.0, "repetitions": (1, 2)}
+    times = meter.times(calls, "events", **options)
+    assert times == {"a": {0: 1.0, 1: 2.0, 2: 4.0}, "b": fails, "c": {0: 1.0, 1: 2.0, 2: 4.0}}
+    assert meter.module.log == ["prepare", "timed", "timed", "prepare", "timed", "prepare", "timed", "timed"]
+    assert [name for name, _ in benches] == ["do_bench"] * 2
+    assert benches[0][1] == {"rep": 1000.0, "grad_to_none": (leaf,), "return_mode": "all"}
+    assert benches[1][1]["grad_to_none"] is None
+    if "graph" in meter.timers:
+        meter.times({"a": calls["a"]}, "graph", **options)
+        assert benches[2] == ("do_bench_cudagraph", {"grad_to_none": (leaf,), "return_mode": "all"})
+
+
+def test_ratio_without_rounds():
+    """Calls that are timed one after the other are compared by their medians."""
+    own, baseline = {0: 2.0, 1: 8.0, 2: 4.0}, {0: 1.0, 1: 2.0, 2: 5.0, 3: 2.0}
+    summary = _summary(own, baseline, interleaved=False)
+    assert summary["ratio"] == 4.0 / 2.0 and "ratio_p20" not in summary
+    assert _summary(own, baseline, interleaved=True)["ratio"] == 2.0  # the median of 2, 4 and 0.8
+    assert "ratio" not in _summary(own, RuntimeError(), interleaved=False)
 
 
 def test_peak_is_beyond_what_was_held(meter):

@@ -1,10 +1,12 @@
 """The sweep's own tests: a timing report is worth what its checks are."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,16 +20,15 @@ sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 import pandas as pd
 
 from perf.resumable_csv import ResumableCsv
-from perf.sweep import cases, softmax_reference
+from perf.sweep import cases, gate
 from perf.sweep.cases import RETINANET_NAME, Case, plan_cases, softmax_case
 from perf.sweep.columns import COLUMNS, KEY
 from perf.sweep.data import make_data
+from perf.sweep.gate import Gate
 from perf.sweep.implementations import ALL, Implementation, find_implementations
 from perf.sweep.meters import COPY_BYTES, CpuMeter
-from perf.sweep.reference import Reference
 from perf.sweep.runner import Effort, plan_groups, sweep
-from perf.sweep.softmax_reference import SoftmaxReference
-from perf.sweep.timed_calls import MODES, LossCall
+from perf.sweep.timed_calls import MODES, LossCall, Outcome
 
 CPU = torch.device("cpu")
 EFFORT = Effort("quick", 0.01, (3, 10))
@@ -60,8 +61,9 @@ def run(path, meter, cases=CASES, implementations=None) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def planted(name: str, call, formula: str = "bce", **fields) -> Implementation:
-    return Implementation(name, ALL, formula, call, takes_one_hot=True, **fields)
+def planted(name: str, call, reference: str = "bce", **fields) -> Implementation:
+    """An implementation that must compute what that of the name `reference` computes in float64."""
+    return Implementation(name, ALL, call, OURS[reference].reference, takes_one_hot=True, **fields)
 
 
 def bce(case, data):
@@ -75,12 +77,14 @@ def test_schema(path, meter):
     assert list(rows.columns) == COLUMNS
     assert not rows.duplicated(KEY).any()
     assert (rows["status"] == "ok").all(), rows[["implementation", "mode", "detail"]]
-    assert set(rows["mode"]) == set(MODES)
+    assert set(rows["mode"]) == set(MODES) and (rows["timer"] == "wall").all()
+    assert "triton" not in set(rows["implementation"])  # on the CPU its kernels do not run
     assert {"eager", "region_loop", "bce", "smooth_l1", "softmax_region_loop"} <= set(rows["implementation"])
     assert (rows["p20_ms"] > 0).all() and (rows["p20_ms"] <= rows["p50_ms"]).all()
     assert (rows["p50_ms"] <= rows["p80_ms"]).all() and (rows["repetitions"] >= 3).all()
-    assert rows["ratio_to_bce"].notna().all()
-    assert (rows.loc[rows["implementation"].isin(["bce", "cross_entropy"]), "ratio_to_bce"] == 1).all()
+    assert rows["ratio"].notna().all()
+    for loss, baseline in {"ghmc": "bce", "ghmr": "smooth_l1", "cross_entropy": "cross_entropy"}.items():
+        assert (rows.loc[(rows["loss"] == loss) & (rows["implementation"] == baseline), "ratio"] == 1).all()
     assert rows["gb_per_s"].to_numpy() == pytest.approx((rows["min_bytes"] / rows["p50_ms"] / 1e6).to_numpy(), rel=1e-4)
     assert rows["copy_percent"].to_numpy() == pytest.approx(
         (100 * rows["gb_per_s"] / rows["copy_gb_per_s"]).to_numpy(), rel=1e-4
@@ -188,28 +192,34 @@ def test_wrong_implementation_gets_no_time(path, meter):
         "nan_loss": (lambda case, data: bce(case, data) + torch.nan, "bce", set(MODES) - {"backward"}),
         "gradient": (lambda case, data: _WrongGradient.apply(bce(case, data)), "bce", {"backward", "forward_backward"}),
         "no_grad": (lambda case, data: bce(case, data) * torch.is_grad_enabled(), "bce", {"forward_no_grad"}),
-        "no_weights": (bce, "ghm_paper", set(MODES)),
-        "divisor": (OURS["region_loop"].call, "ghm_paper", set(MODES)),  # divides by the regions that have elements
+        "no_weights": (bce, "eager", set(MODES)),
+        "other_bins": (lambda case, data: OURS["eager"].call(replace(case, bins=29), data), "eager", set(MODES)),
     }
     rows = run(path, meter, CASES[:1], [OURS["bce"]] + [planted(name, *of[:2]) for name, of in mistakes.items()])
     for row in rows.itertuples():
         wrong = row.implementation in mistakes and row.mode in mistakes[row.implementation][2]
         assert row.status == ("wrong" if wrong else "ok"), (row.implementation, row.mode)
-        assert pd.isna(row.p50_ms) == pd.isna(row.ratio_to_bce) == pd.isna(row.gb_per_s) == wrong
+        assert pd.isna(row.p50_ms) == pd.isna(row.ratio) == pd.isna(row.gb_per_s) == wrong
+
+
+def check(gate: Gate, name: str, gradient=None, loss=None) -> bool:
+    """Whether the gate takes the gradient or the loss for that of the implementation `name`."""
+    return gate.accepts(gate.errors(OURS[name], Outcome(loss, gradient)))
 
 
 def test_wrong_easy_gradients_are_seen():
     """Easy elements' gradients are tiny beside those of the few hard ones; an error in them alone must count."""
     case = Case("ghmc", 400, 80)
     data = make_data(case, CPU)
-    reference = Reference(case, data)
-    assert reference.counts[0] > 0.9 * case.elements
+    gate = Gate(case, data)
+    assert gate.counts[0] > 0.9 * case.elements
     OURS["eager"].call(case, data).backward()
     gradient = data.input.grad
-    assert reference.gradient_error("ghm_paper", gradient) < 1e-6
+    assert gate.errors(OURS["eager"], Outcome(None, gradient))["gradient_error"] < 1e-6
     easy = (data.input.detach() < -4) & (data.one_hot == 0)
-    error = reference.gradient_error("ghm_paper", torch.where(easy, gradient * 1.01, gradient))
-    assert 0.001 < error < 0.01 and not reference.accepts(error)
+    wrong = torch.where(easy, gradient * 1.01, gradient)
+    error = gate.errors(OURS["eager"], Outcome(None, wrong))["gradient_error"]
+    assert 0.001 < error < 0.01 and not check(gate, "eager", wrong)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -217,36 +227,49 @@ def test_half_gradients_are_checked(dtype):
     """fp16 gradients of a mean come out as 0 unless scaled, and 0 is close to anything."""
     case = Case("ghmc", 400, 80, dtype=dtype, distribution="uniform")
     data = make_data(case, CPU)
-    reference = Reference(case, data)
+    gate = Gate(case, data)
     gradient = LossCall(OURS["eager"], case, data, "backward").check().gradient
-    assert reference.accepts(reference.gradient_error("ghm_paper", gradient))
-    assert not reference.accepts(reference.gradient_error("ghm_paper", gradient * 1.05))
+    assert check(gate, "eager", gradient) and not check(gate, "eager", gradient * 1.05)
+
+
+@pytest.mark.parametrize("loss", ["ghmc", "ghmr", "cross_entropy"])
+def test_norms_of_the_gate(loss):
+    """|p - t|, |d| / sqrt(d^2 + mu^2) and 1 - p_y, in regions of the width 1 / bins."""
+    case = next(case for case in CASES if case.loss == loss)
+    data = make_data(case, CPU)
+    x, t = data.input.detach().double(), data.target
+    if loss == "ghmc":
+        expected = (x.sigmoid() - data.one_hot).abs().flatten()
+    elif loss == "ghmr":
+        expected = ((x - t).abs() / ((x - t) ** 2 + 0.02**2).sqrt()).flatten()
+    else:
+        expected = 1 - x.softmax(1).gather(1, t.unsqueeze(1)).squeeze(1)
+    gate = Gate(case, data)
+    torch.testing.assert_close(gate.norm, expected, rtol=0, atol=1e-12)  # float64 in both
+    assert gate.counts.tolist() == torch.histc(expected, case.bins, 0, 1).tolist()
 
 
 @pytest.mark.parametrize("distribution", ["trained", "start", "uniform"])
 @pytest.mark.parametrize("shape", [(500, 10), (2, 7, 15, 20)], ids=str)
-def test_softmax_reference(shape, distribution, monkeypatch):
+def test_gate_of_a_softmax(shape, distribution, monkeypatch):
     """Both layouts in several chunks: what is right passes, and no other formula, factor or dropped row does."""
     monkeypatch.setitem(cases.SOFTMAX, "here", shape)
-    monkeypatch.setattr(softmax_reference, "CHUNK", 1000)
+    monkeypatch.setattr(gate, "CHUNK", 1000)
     case = softmax_case("here", distribution=distribution)
     assert case.elements == math.prod(shape)
     data = make_data(case, CPU)
-    reference = SoftmaxReference(case, data)
-    assert reference.counts.sum() == case.rows and data.input.shape == shape
-    names = {"eager": "ghm_paper", "softmax_region_loop": "ghm_mmdet", "cross_entropy": "cross_entropy"}
-    for name, formula in names.items():
+    of_case = Gate(case, data)
+    assert of_case.counts.sum() == case.rows and data.input.shape == shape
+    for name in ("eager", "softmax_region_loop", "cross_entropy"):
         loss, gradient = LossCall(OURS[name], case, data, "forward_backward").check()
         loss = loss.detach()
-        assert reference.accepts(reference.loss_error(formula, loss), reference.gradient_error(formula, gradient))
-        assert not reference.accepts(reference.loss_error(formula, loss * 1.01))
-        assert not reference.accepts(reference.gradient_error(formula, gradient * 1.01))
+        assert check(of_case, name, gradient, loss)
+        assert not check(of_case, name, loss=loss * 1.01) and not check(of_case, name, gradient * 1.01)
         missing = gradient.clone()
         missing[-1] = 0
-        assert not reference.accepts(reference.gradient_error(formula, missing))
-    other = "cross_entropy" if distribution != "start" else "ghm_paper"  # one region: M or 1 regions
-    assert not reference.accepts(reference.loss_error(other, ghm_loss := OURS["softmax_region_loop"].call(case, data)))
-    assert ghm_loss > 0
+        assert not check(of_case, name, missing)
+    weighted = OURS["softmax_region_loop"].call(case, data)
+    assert weighted > 0 and not check(of_case, "cross_entropy", loss=weighted)
 
 
 def test_softmax_data():
@@ -268,7 +291,7 @@ def test_slow_implementation_shows_in_the_ratio(path, meter):
         return bce(case, data)
 
     rows = run(path, meter, CASES[:1], [OURS["bce"], planted("planted", slow)])
-    ratio = rows[rows["implementation"] == "planted"].set_index("mode")["ratio_to_bce"]
+    ratio = rows[rows["implementation"] == "planted"].set_index("mode")["ratio"]
     assert ratio["forward"] > 5 and ratio["forward_no_grad"] > 5 and ratio["forward_backward"] > 2
     assert ratio["backward"] < 2
 
@@ -311,7 +334,13 @@ def test_plan():
     full, quick = (plan_cases(quick=quick, device=CPU) for quick in (False, True))
     assert {case.loss for case in full if case.size == RETINANET_NAME} == {"ghmc", "ghmr"}
     assert max(case.elements for case in full if case.loss != "cross_entropy") == 2 * 201_600 * 80
-    shapes = {case.shape for case in full if case.loss == "cross_entropy"}
+    host = [case for case in full if case.size == "host time"]
+    assert {(case.loss, case.shape) for case in host} == {
+        ("ghmc", (128, 10)),
+        ("ghmr", (128, 4)),
+        ("cross_entropy", (128, 10)),
+    }
+    shapes = {case.shape for case in full if case.loss == "cross_entropy" and case not in host}
     assert shapes == {(8192, 1000), (2048, 32768), (8, 19, 256, 256)}
     assert max(case.elements for case in quick) <= 10**6
     large = {case.distribution for case in full if (case.rows, case.columns) == (100_000, 80)}
@@ -358,3 +387,43 @@ def test_graph_plan():
     assert set(graphs) == set(MODES) - {"backward"}
     assert all("bce" in names and not names & {"eager", "region_loop"} for names in graphs.values())
     assert sum(timer == "events" for _, _, timer, _ in groups) == len(MODES)
+
+
+HOST = """
+import sys
+from tests import test_perf_sweep as tests
+from perf.sweep.cases import plan_cases
+
+cases = [case for case in plan_cases(quick=True, device=tests.CPU) if case.size == "host time"]
+timed = [tests.OURS[name] for name in ("triton", "eager", "bce", "smooth_l1", "cross_entropy")]
+tests.run(sys.argv[1], tests.CpuMeter(), cases, timed)
+"""
+
+
+@pytest.mark.slow
+def test_time_of_the_host(path):
+    """The path to the kernels is timed on a CPU, up to their launches, which are counted: three per call.
+
+    In a process of its own: in this one the kernels are made for the interpreter.
+    """
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", HOST, path], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(path)
+    assert (rows["status"] == "ok").all(), rows[["implementation", "detail"]]
+    assert set(zip(rows["timer"], rows["mode"])) == {("host", "forward_backward")}
+    launches = {(row.loss, row.implementation): row.launches for row in rows.itertuples()}
+    baselines = {
+        ("ghmc", "bce"): 0,
+        ("ghmr", "bce"): 0,
+        ("ghmr", "smooth_l1"): 0,
+        ("cross_entropy", "cross_entropy"): 0,
+    }
+    ours = {
+        (loss, name): 3 * (name == "triton")
+        for loss in ("ghmc", "ghmr", "cross_entropy")
+        for name in ("triton", "eager")
+    }
+    assert launches == baselines | ours
+    assert (rows["p50_ms"] > 0).all() and rows["ratio"].notna().all() and rows["loss_error"].isna().all()

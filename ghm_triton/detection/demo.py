@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from .argument_types import command_parser, whole
+from ..arguments import command_parser, whole
 from .data.digit_drawing import STYLES
 from .data.digit_scenes import DigitScenes
 from .losses import LossOptions, use_losses
@@ -128,7 +128,7 @@ def table(results: dict[str, Result]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demo. Returns 1 if the picture cannot be written."""
-    parser = command_parser("demo", __doc__)
+    parser = command_parser("ghm_triton.detection.demo", __doc__)
     parser.add_argument("--compare", action="store_true", help="train with focal loss as well, and print both results")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
     parser.add_argument("--steps", type=whole(1), default=1000, help="training steps of 8 images each")

@@ -13,7 +13,7 @@ import sys
 import numpy
 from PIL import Image
 
-from .argument_types import command_parser, real, whole
+from ..arguments import command_parser, real, whole
 from .data.digit_drawing import STYLES
 from .data.digit_scenes import DESCRIPTION, DigitScenes
 
@@ -82,7 +82,7 @@ WRITERS = {"coco": write_coco, "yolo": write_yolo}
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the scenes. Returns 1 after an error, which is printed."""
-    parser = command_parser("digits", __doc__)
+    parser = command_parser("ghm_triton.detection.digits", __doc__)
     parser.add_argument("directory", metavar="DIR", help="folder to write to; earlier scenes there are replaced")
     parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="number of training scenes")
     parser.add_argument("--val", type=whole(0), default=500, metavar="N", help="number of validation scenes")

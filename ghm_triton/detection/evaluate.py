@@ -9,7 +9,7 @@ import sys
 
 from tqdm import tqdm
 
-from .argument_types import command_parser, device
+from ..arguments import command_parser, device
 from .data.coco import CocoBoxes
 from .data.split_files import locate_split
 from .models.builder import build_from
@@ -46,7 +46,7 @@ def evaluate(
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluates. Returns 1 after an error in the input, which is printed."""
-    parser = command_parser("evaluate", __doc__)
+    parser = command_parser("ghm_triton.detection.evaluate", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
     parser.add_argument("--data", metavar="DIR", help="data set in COCO's layout; its validation split is used")
     parser.add_argument("--val-json", metavar="FILE", help="annotations to use instead of those in --data")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from .argument_types import command_parser, device, real
+from ..arguments import command_parser, device, real
 from .data.images import read_image
 from .models.builder import build_from
 from .training.checkpoint import load_checkpoint
@@ -58,7 +58,7 @@ def output_names(paths: Sequence[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Predicts. Returns 1 if the checkpoint or any of the images cannot be read, after the others are done."""
-    parser = command_parser("predict", __doc__)
+    parser = command_parser("ghm_triton.detection.predict", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from .argument_types import command_parser, whole
+from ..arguments import command_parser, whole
 from .data.digit_drawing import SPLITS, SceneStyle, draw_crop
 from .models.small import SmallBackbone
 from .training.checkpoint import load_checkpoint, save_checkpoint
@@ -146,7 +146,7 @@ def load_backbone(backbone: SmallBackbone, path: str | pathlib.Path) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Pre-trains. Returns 1 if the file cannot be written."""
-    parser = command_parser("pretrain", __doc__)
+    parser = command_parser("ghm_triton.detection.pretrain", __doc__)
     parser.add_argument("file", metavar="FILE", help="file to write the weights to")
     parser.add_argument("--steps", type=whole(1), default=STEPS, help="training steps of 64 crops each")
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="random seed of the weights and the crops")

@@ -14,7 +14,7 @@ import contextlib
 import sys
 import warnings
 
-from .argument_types import command_parser, device, plain_warnings, real, whole
+from ..arguments import command_parser, device, plain_warnings, real, whole
 from .data.augment import AUGMENTATIONS
 from .losses import BOX_LOSSES, LOSSES, NORMALIZE
 from .training.processes import join_processes
@@ -73,7 +73,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     _add_choices(choices)
     first, _ = choices.parse_known_args(arguments)
     recipe = first.recipe or ("small" if first.model in ("small", "lite0") else "paper")
-    parser = command_parser("train", __doc__, allow_abbrev=False, usage="%(prog)s --data DIR --output RUN [options]")
+    parser = command_parser(
+        "ghm_triton.detection.train", __doc__, allow_abbrev=False, usage="%(prog)s --data DIR --output RUN [options]"
+    )
     _add_choices(parser.add_argument_group("model, losses, and recipe: the defaults below depend on them"))
     _add_data(parser.add_argument_group("data and output"))
     _add_schedule(parser.add_argument_group("schedule"), recipe)

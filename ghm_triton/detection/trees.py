@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 
-from .argument_types import command_parser
+from ..arguments import command_parser
 from .data.trees import DESCRIPTION, REQUIREMENT, SPLITS, read_wheel, write_tiles
 
 
@@ -40,7 +40,7 @@ def check_directory(directory: str | pathlib.Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the data set. Returns 1 after an error, which is printed."""
-    parser = command_parser("trees", __doc__)
+    parser = command_parser("ghm_triton.detection.trees", __doc__)
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
     parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, to use instead of the download")
     options = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 
+from ..arguments import command_parser
 from .criterion import HarmonizedBCE
 from .trainer import GHMDetectionTrainer
 
@@ -22,11 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m ghm_triton.ultralytics",
-        description=__doc__,
-        formatter_class=_Help,
-    )
+    parser = command_parser("ghm_triton.ultralytics", __doc__)
     parser.add_argument(
         "settings",
         nargs="+",
@@ -55,10 +52,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -1,4 +1,4 @@
-"""Draws what harmonizing does to the gradient density of a trained detector.
+"""Draw what harmonizing does to the gradient density of a trained detector.
 
     python -m perf.density RUN/checkpoint.pt
 
@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 
 from ghm_triton import GHMCLoss
+from ghm_triton.arguments import command_parser
 from ghm_triton.conventions import state_size
 from ghm_triton.detection.training.checkpoint import load_checkpoint
-
-from ..arguments import command_parser
 
 EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
 COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}
@@ -24,7 +23,7 @@ COUNTS = "head.classification_loss.running_counts"
 
 
 def read_counts(checkpoint: Path) -> pd.DataFrame:
-    """One row per region: its edges, and the moving average of the number of elements in it.
+    """Read one row per region: its edges, and the moving average of the number of elements in it.
 
     Raises:
         OSError: The file does not exist, or cannot be read.
@@ -42,7 +41,7 @@ def read_counts(checkpoint: Path) -> pd.DataFrame:
 
 
 def shares(counts: pd.Series, exponent: float) -> pd.DataFrame:
-    """The share of each region in the total weight, and the weight of an element of it."""
+    """Compute the share of each region in the total weight, and the weight of an element of it."""
     loss = GHMCLoss(bins=len(counts), exponent=exponent)
     state = torch.ones(state_size(len(counts), "paper"))
     state[:-1] = torch.tensor(counts.to_numpy())
@@ -52,6 +51,7 @@ def shares(counts: pd.Series, exponent: float) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw the counts, the shares and the weights over the gradient norm."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,7 +67,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         middle.stairs(100 * own.share, edges, baseline=None, **style)
         right.stairs(own.weight.where(rows["count"] > 0), edges, baseline=None, **style)
     middle.set(ylabel="share of the total weight, %", title="Harmonizing spreads the weight", yscale="log")
-    right.set(ylabel="weight of an element", title="by weighing rare gradients up", yscale="log")
+    right.set(ylabel="weight of an element", title="by weighting rare gradients more", yscale="log")
     for axes in (left, middle, right):
         axes.set(xlabel="gradient norm g", xlim=(0, 1))
         axes.grid(True, alpha=0.3)
@@ -78,6 +78,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
     parser = command_parser("perf.density", __doc__.splitlines()[0])
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", help="checkpoint.pt of a training with GHM-C; without it, --csv is read"

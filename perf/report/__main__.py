@@ -1,4 +1,4 @@
-"""Draws what perf.sweep measured: tables in Markdown, plots as PNG, and both in one HTML page.
+"""Draw what perf.sweep measured: tables in Markdown, plots as PNG, and both in one HTML page.
 
 Several files, for example of two commits or two devices, are compared with the first.
 """
@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import command_parser
+from ghm_triton.arguments import command_parser
+
 from ..legend import LOSSES
 from ..markdown_table import as_markdown
 from .page import markdown, page

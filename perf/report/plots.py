@@ -1,5 +1,6 @@
 """The plots of a report, as PNG: one color per implementation, one line style per source."""
 
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,8 +8,11 @@ import pandas as pd
 
 from ..legend import COLORS, LABELS, LINE_STYLES, LOSSES
 from ..sweep.cases import BASE, Case
+from ..sweep.implementations import BASELINES
 from .rows import FORWARD_BACKWARD, MODES, TIMERS
 
+FIGURE = (4.8, 4.8)  # inches: small, so that the text is readable where the page is as narrow as a phone
+DPI = 180
 SHOWN = {"dtype": "float32", "distribution": "trained"}
 
 
@@ -17,7 +21,7 @@ class Quantity(NamedTuple):
 
     Attributes:
         column: Its column.
-        title: What is seen.
+        title: What is seen; {baseline} is what the loss is compared with.
         axis: Label of the axis, with the unit.
         spread: Columns of the 20th and 80th percentile, if there are any.
         unit: What the column is divided by.
@@ -31,9 +35,7 @@ class Quantity(NamedTuple):
 
 
 TIME = Quantity("p50_ms", "time", "milliseconds", ("p20_ms", "p80_ms"))
-RATIO = Quantity(
-    "ratio_to_bce", "time relative to cross entropy", "time / time of cross entropy", ("ratio_p20", "ratio_p80")
-)
+RATIO = Quantity("ratio", "time relative to {baseline}", "time / time of {baseline}", ("ratio_p20", "ratio_p80"))
 THROUGHPUT = Quantity("gb_per_s", "memory throughput", "GB/s of arguments and gradient")
 MEMORY = Quantity("peak_extra_bytes", "peak memory", "MB beyond the inputs, at most", unit=1e6)
 PLOTS = [
@@ -69,7 +71,11 @@ def plot(rows: pd.DataFrame, folder: Path, mode: str = FORWARD_BACKWARD) -> list
             "elements": (own[own["bins"] == bins], f"{bins} bins"),
             "bins": (own[own["elements"] == elements], f"{elements:,} elements"),
         }
+        baseline = LABELS[BASELINES[loss]]
         for quantity, over in PLOTS:
+            quantity = quantity._replace(
+                title=quantity.title.format(baseline=baseline), axis=quantity.axis.format(baseline=baseline)
+            )
             data, fixed = subsets[over]
             data = data.dropna(subset=[quantity.column])
             points = data.groupby(["source", "implementation"])[over].transform("nunique")
@@ -85,14 +91,14 @@ def plot(rows: pd.DataFrame, folder: Path, mode: str = FORWARD_BACKWARD) -> list
 
 
 def _draw(rows: pd.DataFrame, quantity: Quantity, over: str, title: str, conditions: str, path: Path) -> None:
-    """A line per implementation and source, with its range from the 20th to the 80th percentile if there is one."""
+    """Draw a line per implementation and source, with its range from the 20th to the 80th percentile if known."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    figure, axes = pyplot.subplots(figsize=(7, 5.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=FIGURE, layout="constrained")
     sources = list(dict.fromkeys(rows["source"]))
     styles = {source: LINE_STYLES[index % len(LINE_STYLES)] for index, source in enumerate(sources)}
     names = [name for name in LABELS if name in set(rows["implementation"])]
@@ -106,12 +112,12 @@ def _draw(rows: pd.DataFrame, quantity: Quantity, over: str, title: str, conditi
     if over == "bins":
         axes.set_xticks(sorted(set(rows["bins"])), sorted(set(rows["bins"])))
         axes.minorticks_off()
-    axes.set_title(title, fontsize=13, pad=24)
-    axes.text(0.5, 1.02, conditions, transform=axes.transAxes, ha="center", fontsize=8.5)
+    figure.suptitle(textwrap.fill(title, 40), fontsize=12)
+    axes.set_title(textwrap.fill(conditions, 50), fontsize=9)
     axes.grid(True, which="major", alpha=0.3)
     handles = [Line2D([], [], color=COLORS[name], marker="o", markersize=4, label=LABELS[name]) for name in names]
     if len(sources) > 1:
         handles += [Line2D([], [], color="black", linestyle=style, label=source) for source, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
     pyplot.close(figure)

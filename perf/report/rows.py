@@ -1,4 +1,4 @@
-"""Reads the CSVs of the sweep, and tells their rows apart by source."""
+"""The CSVs of the sweep, with their rows told apart by source."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,17 @@ MODES = {
     "backward": "backward",
     "forward_no_grad": "forward without gradient",
 }
-TIMERS = {"wall": "wall time", "events": "time between events on the device", "graph": "replays of a CUDA graph"}
-NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio_to_bce", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
+TIMERS = {
+    "wall": "wall time",
+    "host": "time of the host without the launches of Triton's kernels",
+    "events": "time between events on the device",
+    "graph": "replays of a CUDA graph",
+}
+NUMBERS = ["p50_ms", "p20_ms", "p80_ms", "gb_per_s", "ratio", "ratio_p20", "ratio_p80", "peak_extra_bytes"]
 
 
 def load(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of all files. The column "path" has the file, "source" its name.
+    """Read the rows of all files. The column "path" has the file, "source" its name.
 
     A file with several devices or numbers of threads has several sources, whose names tell them apart.
 
@@ -44,5 +49,5 @@ def load(paths: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def count_threads(threads: pd.Series) -> pd.Series:
-    """The number with its noun."""
+    """Return the number with its noun."""
     return threads.astype(str) + threads.map(lambda number: " thread" if number == 1 else " threads")

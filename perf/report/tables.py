@@ -12,7 +12,7 @@ HEADINGS = {"distribution": "logits"}
 
 
 def origins(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each source was measured with, and the command that measures it again."""
+    """Tell what each source was measured with, and the command that measures it again."""
     names = ["source", "path", "effort", "device", "threads", "platform", "python", "torch", "triton", "ghm_triton"]
     names += ["commit"]
     spans = rows.groupby(names, dropna=False, sort=False)["measured_at"].agg(["min", "max"]).reset_index()
@@ -26,7 +26,7 @@ def origins(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def times(rows: pd.DataFrame, loss: str, mode: str = FORWARD_BACKWARD) -> pd.DataFrame:
-    """A row per case and source, a column per implementation: milliseconds (ratio to cross entropy)."""
+    """Make a row per case and source, a column per implementation: milliseconds (ratio to the baseline)."""
     rows = rows[(rows["mode"] == mode) & (rows["loss"] == loss)]
     cells = rows.assign(cell=[_cell(row) for row in rows.itertuples()])
     order = [name for name in LABELS if name in set(rows["implementation"])]
@@ -38,12 +38,12 @@ def times(rows: pd.DataFrame, loss: str, mode: str = FORWARD_BACKWARD) -> pd.Dat
 def _cell(row) -> str:
     if row.status != "ok":
         return row.status
-    ratio = "" if pd.isna(row.ratio_to_bce) else f" ({row.ratio_to_bce:.2f}x)"
+    ratio = "" if pd.isna(row.ratio) else f" ({row.ratio:.2f}x)"
     return f"{three_digits(row.p50_ms)} ms{ratio}"
 
 
 def compare(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Milliseconds of source `second` over those of source `first`, for forward and backward.
+    """Divide the milliseconds of source `second` by those of source `first`, for forward and backward.
 
     The column "change" says slower or faster if the ranges from the 20th to the 80th percentile do not overlap.
     """
@@ -64,7 +64,7 @@ def compare(rows: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
 
 
 def warnings(rows: pd.DataFrame) -> list[str]:
-    """A sentence for each other source whose times are not comparable with those of the first."""
+    """Write a sentence for each other source whose times are not comparable with those of the first."""
     sources = rows.groupby("source", sort=False)[["device", "threads"]].first().reset_index()
     first, texts = sources.iloc[0], []
     threads = count_threads(sources["threads"])
@@ -82,12 +82,12 @@ def warnings(rows: pd.DataFrame) -> list[str]:
 
 
 def _without_empty(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without the columns that have no values."""
+    """Drop the columns that have no values."""
     return table[[name for name in table if not table[name].isin(["", None]).all()]]
 
 
 def _with_names(table: pd.DataFrame, cases: list[str], values: list[str]) -> pd.DataFrame:
-    """The columns of `cases` that vary, and all of `values`, with readable headings, losses and numbers of elements."""
+    """Keep the columns of `cases` that vary, and all of `values`, with readable headings, losses and numbers."""
     shown = [name for name in cases if name == "elements" or (name != "size" and table[name].nunique() > 1)]
     names = table["size"].map(lambda name: f" ({name})" if name else "")
     table = table.assign(elements=table["elements"].map("{:,}".format) + names, loss=table["loss"].map(LOSSES))

@@ -1,4 +1,4 @@
-"""Times the losses and their alternatives over sizes, dtypes, bins, targets and distributions of the logits.
+"""Time the losses and their alternatives over sizes, dtypes, bins, targets and distributions of the logits.
 
 Rows are written one by one. Started again with the same file, the sweep continues where it stopped.
 """
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..arguments import command_parser, positive_int
+from ghm_triton.arguments import command_parser, whole
+
 from ..resumable_csv import ResumableCsv
 from .cases import BASE, plan_cases
 from .columns import COLUMNS, KEY
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, under a minute on two CPU cores")
     parser.add_argument("--losses", nargs="+", choices=BASE, default=list(BASE), help="losses whose cases are measured")
     parser.add_argument("--device", default="auto", help="auto (the first GPU, else the CPU), cpu, cuda, xpu or cuda:N")
-    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of PyTorch on the CPU")
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads(), help="of PyTorch on the CPU")
     parser.add_argument("--out", default=OUT, help='CSV to write or continue; {device} is its name, with "-quick"')
     options = parser.parse_args(arguments)
     try:

@@ -17,6 +17,7 @@ SOFTMAX = {  # shapes of the logits of softmax classifiers, by size: images, tok
     "2,048 x 32,768": (2048, 32768),
     "8 x 19 x 256 x 256": (8, 19, 256, 256),
 }
+HOST = "host time"  # the size of the cases that only the timer "host" measures: a batch of 128 examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +35,14 @@ class Case:
 
     @property
     def elements(self) -> int:
+        """The number of elements of the input."""
         return self.rows * self.columns
 
     @property
     def compiled(self) -> bool:
         """Whether torch.compile is timed too, which takes most of a minute per case."""
         if self.loss == "cross_entropy":
-            return self == softmax_case(self.size) if self.size else False
+            return self.size in SOFTMAX and self == softmax_case(self.size)
         base = Case(self.loss, self.rows, self.columns, distribution=self.distribution, **BASE[self.loss])
         return self.elements in COMPILED_SIZES and self == base
 
@@ -51,6 +53,7 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype of the input."""
         return getattr(torch, self.dtype)
 
 
@@ -64,13 +67,13 @@ def _sized(loss: str, elements: float, **fields) -> Case:
 
 
 def softmax_case(size: str, **fields) -> Case:
-    """The case of a size in SOFTMAX."""
+    """Return the case of a size in SOFTMAX."""
     rows, columns, *space = SOFTMAX[size]
     return Case("cross_entropy", math.prod((rows, *space)), columns, size=size, **fields)
 
 
 def _softmax_cases(*, quick: bool, on_cpu: bool) -> list[Case]:
-    """All sizes, and the other dtypes and distributions at the first; on a GPU, 16 bits at all sizes."""
+    """Plan all sizes, and the other dtypes and distributions at the first; on a GPU, 16 bits at all sizes."""
     if quick:
         return [Case("cross_entropy", 500, 1000), Case("cross_entropy", 500, 1000, dtype="bfloat16")]
     first = next(iter(SOFTMAX))
@@ -80,7 +83,7 @@ def _softmax_cases(*, quick: bool, on_cpu: bool) -> list[Case]:
 
 
 def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
-    """The sizes of one base case per loss, and then one factor at a time."""
+    """Plan the sizes of one base case per loss, and then one factor at a time."""
     if quick:
         sizes, at, bins, dtypes = [1e4, 1e5, 1e6], 1e5, [10, 100], ["bfloat16"]
     else:
@@ -106,4 +109,5 @@ def plan_cases(*, quick: bool, device: torch.device) -> list[Case]:
         cases.append(_named("ghmc", dtype="bfloat16"))
         cases.append(_named("ghmc", distribution="uniform"))
     cases += _softmax_cases(quick=quick, on_cpu=device.type == "cpu")
+    cases += [Case(loss, 128, 4 if loss == "ghmr" else 10, size=HOST, **fields) for loss, fields in BASE.items()]
     return list(dict.fromkeys(cases))

@@ -6,7 +6,7 @@ KEY = [  # what was measured; no two rows have the same
     "loss",
     "implementation",
     "mode",
-    "timer",  # "wall", "events" or "graph": see meters.py
+    "timer",  # "wall", "host", "events" or "graph": see meters.py
     "size",
     "rows",
     "columns",
@@ -30,13 +30,15 @@ VALUES = [
     "gb_per_s",  # min_bytes in p50_ms
     "copy_gb_per_s",  # of a copy on this device, measured with this case
     "copy_percent",
-    "ratio_to_bce",  # median over the repetitions of the ratio to (binary) cross entropy in the same repetition
+    # To the baseline of the loss: (binary) cross entropy, or smooth L1 for GHM-R. On the CPU the median over the
+    # repetitions of the ratio in the same round, on a GPU the ratio of the medians
+    "ratio",
     "ratio_p20",
     "ratio_p80",
     "peak_extra_bytes",
-    "launches",  # kernels, copies and fills on the device
+    "launches",  # kernels, copies and fills on the device; for "host" the Triton kernels, which are left out
     "host_syncs",
-    "loss_error",  # relative; see reference.py
+    "loss_error",  # relative; see gate.py
     "gradient_error",
 ]
 COLUMNS = [*KEY, *VALUES, *provenance.COLUMNS, "measured_at"]

@@ -12,17 +12,24 @@ POSITIVE_ANCHORS = 0.005
 
 
 class Data(NamedTuple):
+    """The arguments of the implementations."""
+
     input: Tensor  # of case.shape, a leaf that requires grad
     target: Tensor  # int64, one per row, `columns` for background; or [rows, columns] in the dtype of `input`
     one_hot: Tensor  # fp32 [rows, columns]: the target that binary cross entropy and focal loss get; or empty
     weight: Tensor  # fp32 ones in the shape of `target`: what mmdetection's heads pass
-    scale: (
-        Tensor  # fp32 []: the gradient that backward starts from; in fp16 as large as GradScaler's, or it rounds to 0
-    )
+    scale: Tensor  # fp32 []: the gradient that backward starts from; in fp16 as GradScaler's, or it rounds to 0
+
+    def double(self) -> "Data":
+        """Return the same data in float64. Class indices stay as they are."""
+        wide = (tensor.detach().double() if tensor.is_floating_point() else tensor for tensor in self)
+        data = Data(*wide)
+        data.input.requires_grad_()
+        return data
 
 
 def make_data(case: Case, device: torch.device, seed: int = 0) -> Data:
-    """The tensors of `case`, the same in every run on one kind of device."""
+    """Make the tensors of `case`, the same in every run on one kind of device."""
     generator = torch.Generator(device).manual_seed(seed)
     make = {"ghmc": _classification, "ghmr": _regression, "cross_entropy": _softmax}[case.loss]
     input, target, one_hot = make(case, device, generator)
@@ -32,7 +39,7 @@ def make_data(case: Case, device: torch.device, seed: int = 0) -> Data:
 
 
 def _classification(case, device, generator):
-    """Logits; 0.5% of the anchors have an object. A trained head found most of these: N(0, 2) at their class."""
+    """Make logits; 0.5% of the anchors have an object. A trained head found most of these: N(0, 2) at their class."""
     mean, std = {"start": (-4.6, 0.1), "trained": (-7.0, 1.2), "uniform": (0.0, 1.5)}[case.distribution]
     logits = torch.empty(case.rows, case.columns, device=device).normal_(mean, std, generator=generator)
     count = max(1, round(case.rows * POSITIVE_ANCHORS))
@@ -47,7 +54,7 @@ def _classification(case, device, generator):
 
 
 def _regression(case, device, generator):
-    """Box deltas: predictions near 0 at the start, near the target when trained, or with uniform gradient norms."""
+    """Make box deltas: near 0 at the start, near the target when trained, or with uniform gradient norms."""
     shape = (case.rows, case.columns)
     target = torch.empty(shape, device=device).normal_(generator=generator)
     noise = torch.empty(shape, device=device).normal_(generator=generator)
@@ -62,7 +69,7 @@ def _regression(case, device, generator):
 
 
 def _softmax(case, device, generator):
-    """Logits N(0, 1) apart from the labels', from which the probability of the label follows.
+    """Make logits N(0, 1) apart from the labels', from which the probability of the label follows.
 
     That probability is sigmoid(N(4, 2)) after training, or uniform. At the start, all logits are near 0.
     """

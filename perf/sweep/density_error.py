@@ -1,4 +1,4 @@
-"""Prints how far the weights of unit regions are from those of the exact gradient density, by number of bins.
+"""Print how far the weights of unit regions are from those of the exact gradient density, by number of bins.
 
 Both densities see the same logits, with windows and regions of the same width 1 / M. The table has
 
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 import ghm_triton
+from ghm_triton.arguments import command_parser, whole
 
-from ..arguments import command_parser, positive_int
 from ..exact_density import exact_weights
 from ..markdown_table import as_markdown
 from .cases import CLASSES, Case
@@ -35,13 +35,13 @@ COLUMNS = {
 
 
 def density_error(case: Case) -> dict:
-    """The row of one case, in float64."""
+    """Compute the row of one case, in float64."""
     data = make_data(case, torch.device("cpu"))
     logits, target = data.input.detach().double(), data.one_hot.double()
     norm = (logits.sigmoid() - target).abs()
     exact = exact_weights(norm, bins=case.bins)
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    weighted = ghm_triton.ghmc_loss(logits, target, bins=case.bins, reduction="none")
+    weighted = ghm_triton.ghmc_loss(logits, target, bins=case.bins, exponent=1.0, reduction="none")
     error = ((weighted / losses) / exact - 1).abs()
     hard = norm >= 0.5
     rank = max(1, round(0.95 * error.numel()))  # torch.quantile takes at most 2^24 elements
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = command_parser("perf.sweep.density_error", __doc__)
     parser.add_argument(
-        "--anchors", type=positive_int, default=12_500, help=f"number of anchors, with {CLASSES} classes each"
+        "--anchors", type=whole(1), default=12_500, help=f"number of anchors, with {CLASSES} classes each"
     )
-    parser.add_argument("--bins", nargs="+", type=positive_int, metavar="M", default=list(BINS), help="numbers of bins")
+    parser.add_argument("--bins", nargs="+", type=whole(1), metavar="M", default=list(BINS), help="numbers of bins")
     parser.add_argument("--out", type=Path, help="CSV to write; without it, the table is only printed")
     options = parser.parse_args(arguments)
     cases = [
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def density_error_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows as they are shown: errors in percent."""
+    """Return the rows as they are shown: errors in percent."""
     table = rows[["distribution", "bins"]].rename(columns={"distribution": "logits"})
     for name, heading in COLUMNS.items():
         table[heading] = rows[name].map("{:.3f}".format if name == "loss_ratio" else "{:.1%}".format)

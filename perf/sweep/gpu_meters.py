@@ -6,15 +6,14 @@ from types import ModuleType
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .meters import CpuMeter, Meter
+from .meters import CpuMeter, Meter, Times, interleave
 from .timed_calls import TimedCall
 
-FLUSH_BYTES = 1 << 29  # at least: AMD's Infinity Cache of 256 MB is not in L2_cache_size
 SYNC_WARNING = "called a synchronizing CUDA operation"  # not "... does not yet detect all synchronizing operations"
 
 
 def open_meter(device: str) -> Meter:
-    """The meter of "cpu", "cuda" (also ROCm), "xpu", a GPU with an index, or "auto": the first GPU, else the CPU.
+    """Open the meter of "cpu", "cuda" (also ROCm), "xpu", a GPU with an index, or "auto": the first GPU, else the CPU.
 
     Raises:
         ValueError: `device` is not one of these, or this machine does not have it.
@@ -38,39 +37,42 @@ def open_meter(device: str) -> Meter:
 
 
 class GpuMeter(Meter):
-    """Times between two events on the current stream. A large buffer is read first, so that no input is in a cache.
-
-    Reading the buffer takes longer on the device than the next launches take on the host. Short calls queue behind it,
-    and their times leave out some of the host's time.
-    """
+    """Times by :func:`triton.testing.do_bench`: between two events, with the cache cleared before each call."""
 
     module: ModuleType  # torch.cuda or torch.xpu
     activity: ProfilerActivity
     device_type: torch.autograd.DeviceType
-    cache_property: str  # of the device's properties: bytes of its last cache
-    timers = ("events",)
+    timers = ("events", "host")
 
     def __init__(self, device: str):
         index = torch.device(device).index
         self.device = torch.device(torch.device(device).type, self.module.current_device() if index is None else index)
         self.module.set_device(self.device)
-        properties = self.module.get_device_properties(self.device)
-        self.name = properties.name
-        cache = getattr(properties, self.cache_property, 0)
-        self._flush = torch.ones(max(4 * cache, FLUSH_BYTES) // 4, device=self.device)
-        self._start, self._stop = (self.module.Event(enable_timing=True) for _ in range(2))
+        self.name = self.module.get_device_properties(self.device).name
 
-    def milliseconds(self, call: TimedCall, timer: str) -> float:
-        call.prepare()
-        self._flush.sum()
-        self._start.record()
-        result = call.timed()
-        self._stop.record()
-        self.module.synchronize()
-        del result
-        return self._start.elapsed_time(self._stop)
+    def times(self, calls, timer, *, budget_s, repetitions, baseline=None):
+        """Time one call after the other, with as many repetitions as fill its share; for "host" see `interleave`."""
+        if timer == "host":
+            return interleave(calls, budget_s, repetitions, baseline)
+        from triton import testing
+
+        times: dict[str, Times] = {}
+        for name, call in calls.items():
+            options = {"grad_to_none": call.leaves or None, "return_mode": "all"}
+            try:
+                call.prepare()
+                if timer == "graph":
+                    found = testing.do_bench_cudagraph(call.timed, **options)
+                else:
+                    found = testing.do_bench(call.timed, rep=1e3 * budget_s / len(calls), **options)
+                times[name] = dict(enumerate(found))
+            except Exception as error:
+                times[name] = error
+            call.release()
+        return times
 
     def peak_bytes(self, call: TimedCall) -> int:
+        """Return what PyTorch's allocator counts."""
         call.prepare()
         self.module.synchronize()
         self.module.reset_peak_memory_stats()
@@ -80,6 +82,7 @@ class GpuMeter(Meter):
         return self.module.max_memory_allocated() - before
 
     def launches_and_waits(self, call: TimedCall) -> tuple[int, int | None]:
+        """Count what the profiler sees on the device, and the waits that PyTorch warns of."""
         waits = self._waits(call)
         call.prepare()
         self.module.synchronize()
@@ -90,18 +93,17 @@ class GpuMeter(Meter):
         return sum(not event.is_user_annotation for event in ours), waits
 
     def _waits(self, call: TimedCall) -> int | None:
-        """Waits of the host in one call; None if PyTorch cannot tell."""
+        """Count the waits of the host in one call; None if PyTorch cannot tell."""
         return None
 
 
 class CudaMeter(GpuMeter):
-    """Also times replays of a CUDA graph ("graph"), which leave out the host."""
+    """Also times CUDA graphs ("graph"), which leave out the host, by `do_bench_cudagraph`."""
 
     module = torch.cuda
     activity = ProfilerActivity.CUDA
     device_type = torch.autograd.DeviceType.CUDA
-    cache_property = "L2_cache_size"
-    timers = ("events", "graph")
+    timers = ("events", "graph", "host")
 
     def _waits(self, call: TimedCall) -> int:
         call.prepare()
@@ -122,4 +124,3 @@ class XpuMeter(GpuMeter):
     module = torch.xpu
     activity = ProfilerActivity.XPU
     device_type = torch.autograd.DeviceType.XPU
-    cache_property = "last_level_cache_size"

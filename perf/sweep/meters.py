@@ -1,9 +1,10 @@
-"""How a call is measured: the interface of all meters, and the meter of the CPU. Those of GPUs are in gpu_meters.py."""
+"""How calls are measured: the interface of all meters, and the meter of the CPU. Those of GPUs are in gpu_meters.py."""
 
 import abc
 import json
 import os
 import platform
+import random
 import statistics
 import tempfile
 import time
@@ -15,6 +16,9 @@ from .timed_calls import TimedCall
 
 COPY_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29, "xpu": 1 << 29}  # well past the caches
 COPIES = 7
+SLOW_S = 1.0  # a call that takes longer is repeated three times, and has no warm-up of its own
+INTERLEAVED = ("wall", "host")  # timers whose repetition i is of one round for all calls: ratios are free of drift
+Times = dict[int, float] | Exception  # milliseconds by repetition, or why there are none
 
 
 class Meter(abc.ABC):
@@ -31,43 +35,57 @@ class Meter(abc.ABC):
     timers: tuple[str, ...]
 
     @abc.abstractmethod
-    def milliseconds(self, call: TimedCall, timer: str) -> float:
-        """One timing."""
+    def times(
+        self,
+        calls: dict[str, TimedCall],
+        timer: str,
+        *,
+        budget_s: float,
+        repetitions: tuple[int, int],
+        baseline: str | None = None,
+    ) -> dict[str, Times]:
+        """Time the calls, after a check() of each.
+
+        Args:
+            calls: By name.
+            timer: One of `timers`.
+            budget_s: Seconds for all repetitions of all calls, which get equal shares.
+            repetitions: Per call, at least and at most, whatever its share.
+            baseline: The name of the call that the others are compared with.
+        """
 
     @abc.abstractmethod
     def peak_bytes(self, call: TimedCall) -> int | None:
-        """The most memory held at once, less what was held before; None if unknown."""
+        """Return the most memory held at once, less what was held before; None if unknown."""
 
     @abc.abstractmethod
     def launches_and_waits(self, call: TimedCall) -> tuple[int | None, int | None]:
-        """Activities of the device, and waits of the host for the device; None if unknown."""
+        """Count activities of the device, and waits of the host for the device; None if unknown."""
 
     def copy_gb_per_s(self) -> float:
-        """Bytes read and written per second by a copy of a large tensor."""
+        """Return the bytes read and written per second by a copy of a large tensor."""
         source = torch.ones(COPY_BYTES[self.device.type], dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         call = TimedCall("copy", lambda: target.copy_(source))
-        self.milliseconds(call, self.timers[0])
-        times = [self.milliseconds(call, self.timers[0]) for _ in range(COPIES)]
-        return 2 * source.numel() / statistics.median(times) / 1e6
+        call.check()
+        times = self.times({"copy": call}, self.timers[0], budget_s=0.05, repetitions=(COPIES, COPIES))["copy"]
+        if isinstance(times, Exception):
+            raise times
+        return 2 * source.numel() / statistics.median(times.values()) / 1e6
 
 
 class CpuMeter(Meter):
     """Wall time. Small inputs are in the cache, as they are after the layer before."""
 
-    timers = ("wall",)
+    timers = ("wall", "host")
 
     def __init__(self):
         self.device = torch.device("cpu")
         self.name = _cpu_name()
 
-    def milliseconds(self, call: TimedCall, timer: str) -> float:
-        call.prepare()
-        start = time.perf_counter()
-        result = call.timed()
-        stop = time.perf_counter()
-        del result
-        return (stop - start) * 1e3
+    def times(self, calls, timer, *, budget_s, repetitions, baseline=None):
+        """Time the calls in rounds."""
+        return interleave(calls, budget_s, repetitions, baseline)
 
     def peak_bytes(self, call: TimedCall) -> int | None:
         """Follow every allocation of PyTorch's CPU allocator. The resident size would miss memory that the heap reuses.
@@ -92,7 +110,52 @@ class CpuMeter(Meter):
         return peak
 
     def launches_and_waits(self, call: TimedCall) -> tuple[None, None]:
+        """Return None: there is no device."""
         return None, None
+
+
+def interleave(
+    calls: dict[str, TimedCall], budget_s: float, repetitions: tuple[int, int], baseline: str | None
+) -> dict[str, Times]:
+    """Time the calls with the clock of the host, in rounds. The arguments are those of :meth:`Meter.times`.
+
+    Each round has all calls in a random order, so that drift and the state of the caches affect all in the same
+    way. A slow call skips rounds at even distances; the baseline is in every round.
+    """
+    times, wanted, (least, most) = {name: {} for name in calls}, {}, repetitions
+    for name, call in calls.items():
+        seconds = call.seconds
+        if seconds < SLOW_S:
+            try:
+                seconds = _milliseconds(call) / 1e3
+            except Exception as error:
+                times[name] = error
+                continue
+        floor = least if seconds < SLOW_S else min(3, least)
+        wanted[name] = min(most, max(floor, int(budget_s / len(calls) / max(seconds, 1e-9))))
+    rounds = max(wanted.values(), default=0)
+    if baseline in wanted:
+        wanted[baseline] = rounds
+    shuffle = random.Random(0)
+    for index in range(rounds):
+        order = [name for name in wanted if index * wanted[name] // rounds != (index - 1) * wanted[name] // rounds]
+        shuffle.shuffle(order)
+        for name in order:
+            try:
+                times[name][index] = _milliseconds(calls[name])
+            except Exception as error:
+                times[name] = error
+                del wanted[name]
+    return times
+
+
+def _milliseconds(call: TimedCall) -> float:
+    call.prepare()
+    start = time.perf_counter()
+    result = call.timed()
+    stop = time.perf_counter()
+    del result
+    return (stop - start) * 1e3
 
 
 def _cpu_name() -> str:

@@ -12,17 +12,16 @@ from tqdm import tqdm
 
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
-from .cases import Case
+from .cases import HOST, Case
 from .data import make_data
+from .gate import Gate
 from .implementations import Implementation
 from .measure import Failed, failure, measure_group
 from .meters import Meter
-from .reference import Reference
-from .softmax_reference import SoftmaxReference
 from .timed_calls import MODES
 
-# What a case needs at most: about 100 for its reference, but for that of a softmax, and the rest for an implementation
-BYTES_PER_ELEMENT = {"ghmc": 160, "ghmr": 160, "cross_entropy": 40}
+# What a case needs at most: about 100 for its gate and the rest for an implementation
+BYTES_PER_ELEMENT = {"ghmc": 160, "ghmr": 160, "cross_entropy": 80}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +46,20 @@ FULL = Effort("full", 1.5, (5, 300))
 def plan_groups(
     cases: Sequence[Case], implementations: Sequence[Implementation], timers: Sequence[str]
 ) -> list[tuple[Case, str, str, list[Implementation]]]:
-    """(case, mode, timer, implementations) of each group that is timed together.
+    """Plan the groups that are timed together: (case, mode, timer, implementations) of each.
 
     A CUDA graph cannot hold a backward without its forward. torch.compile is timed in few cases, and only for forward
-    and backward together.
+    and backward together. So is the time of the host.
     """
     groups = []
     for case, timer, mode in itertools.product(cases, timers, MODES):
-        if timer == "graph" and mode == "backward":
+        host = timer == "host"
+        if (timer == "graph" and mode == "backward") or host != (case.size == HOST):
+            continue
+        if host and mode != "forward_backward":
             continue
         able = [one for one in implementations if case.loss in one.losses and not (timer == "graph" and one.waits)]
+        able = [one for one in able if host or not one.host_only]
         if not (case.compiled and mode == "forward_backward"):
             able = [one for one in able if not one.compiles]
         groups.append((case, mode, timer, able))
@@ -103,15 +106,15 @@ def _measure_case(
     try:
         _check_memory(case, meter.device)
         data = make_data(case, meter.device)
-        reference = (SoftmaxReference if case.loss == "cross_entropy" else Reference)(case, data)
+        gate = Gate(case, data)
         copy = meter.copy_gb_per_s()
     except Exception as error:
-        values = failure(error).row
+        values = failure(error)
         yield from ((*group, one, values) for *group, able in groups for one in able)
         return
     tools = {
         "meter": meter,
-        "reference": reference,
+        "gate": gate,
         "budget_s": effort.budget_s,
         "repetitions": effort.repetitions,
     }

@@ -1,5 +1,6 @@
 """The modes of a loss: what runs, what of it is timed, and which results are checked."""
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,34 +15,54 @@ MODES = ("forward", "backward", "forward_backward", "forward_no_grad")
 
 
 class Outcome(NamedTuple):
+    """What a call computes; None for what its mode does not."""
+
     loss: Tensor | None
     gradient: Tensor | None
 
 
 class TimedCall:
-    """prepare(), which is not timed, then timed()."""
+    """prepare(), which is not timed, then timed().
 
-    def __init__(self, mode: str, timed: Callable, prepare: Callable = lambda: None):
-        self.mode, self.timed, self.prepare = mode, timed, prepare
+    Attributes:
+        mode: One of MODES, or a name.
+        leaves: Tensors whose gradient timed() makes anew.
+        seconds: How long the last check() took.
+    """
+
+    def __init__(self, mode: str, timed: Callable, prepare: Callable = lambda: None, leaves: tuple[Tensor, ...] = ()):
+        self.mode, self.timed, self.prepare, self.leaves = mode, timed, prepare, leaves
+        self.seconds = 0.0
 
     def check(self) -> Outcome:
-        """One call without timing. Return what it computes."""
+        """Make one call, and return what it computes."""
+        start = time.perf_counter()
         self.prepare()
-        return self.timed()
+        outcome = self.timed()
+        self.seconds = time.perf_counter() - start
+        return outcome
+
+    def release(self) -> None:
+        """Let go of tensors that prepare() made."""
 
 
 class LossCall(TimedCall):
     """`implementation` on `data` in `mode`. The gradient is new in each call, as after zero_grad()."""
 
     def __init__(self, implementation: Implementation, case: Case, data: Data, mode: str):
-        super().__init__(mode, getattr(self, f"_{mode}"), self._prepare)
+        super().__init__(mode, getattr(self, f"_{mode}"), self._prepare, (data.input,))
         self._call = lambda: implementation.call(case, data)
         self._data = data
+        self._repeats = data.input.device.type != "cpu"  # do_bench calls timed() again without prepare()
         self._loss = None
 
     def _prepare(self) -> None:
-        self._data.input.grad = None
+        self.release()
         self._loss = self._call() if self.mode == "backward" else None
+
+    def release(self) -> None:
+        """Let go of the gradient and of the graph."""
+        self._data.input.grad = self._loss = None
 
     def _forward(self) -> Outcome:
         return Outcome(self._call(), None)
@@ -51,33 +72,10 @@ class LossCall(TimedCall):
             return Outcome(self._call(), None)
 
     def _backward(self) -> Outcome:
-        self._loss.backward(self._data.scale)
+        self._loss.backward(self._data.scale, retain_graph=self._repeats)
         return Outcome(None, self._data.input.grad)
 
     def _forward_backward(self) -> Outcome:
         loss = self._call()
         loss.backward(self._data.scale)
         return Outcome(loss, self._data.input.grad)
-
-
-class GraphReplay(TimedCall):
-    """Replays of `call`, captured in a CUDA graph."""
-
-    def __init__(self, call: TimedCall):
-        super().__init__(call.mode, self._replay)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call.check()
-        torch.cuda.current_stream().wait_stream(stream)
-        call.prepare()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            outcome = call.timed()
-            # Detached: the autograd graph would keep the leaf's accumulation on this stream for later captures
-            self._outcome = Outcome(*(None if tensor is None else tensor.detach() for tensor in outcome))
-
-    def _replay(self) -> Outcome:
-        self._graph.replay()
-        return self._outcome

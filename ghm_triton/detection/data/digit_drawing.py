@@ -61,7 +61,11 @@ def split_photographs(split: str) -> tuple[numpy.ndarray, ...]:
 
 
 def _resize(image: numpy.ndarray, size: int) -> numpy.ndarray:
-    """Scales a square picture [n, n, ...] to size x size, bilinear; float64."""
+    """Scale a square picture [n, n, ...] to size x size, bilinear; float64.
+
+    Pillow gives other pixels, and the committed results are those of these: it averages where it shrinks, and it
+    computes in float32.
+    """
     position = ((numpy.arange(size) + 0.5) * len(image) / size - 0.5).clip(0, len(image) - 1)
     low = numpy.minimum(position.astype(int), len(image) - 2)
     part = position - low

@@ -26,6 +26,7 @@ def warmup_and_falls(
     """
     optimizer = torch.optim.SGD(_trained(model), lr=rate, momentum=0.9, weight_decay=1e-4)
 
+    # A function of the step alone: SequentialLR has a state per part, and a run that is resumed may move its falls.
     def of_step(step: int) -> float:
         rise = start + (1 - start) * min(step / warmup, 1) if warmup else 1.0
         return rise * factor ** sum(step >= fall for fall in falls)

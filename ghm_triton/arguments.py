@@ -1,4 +1,4 @@
-"""Parsers of the commands, and types of their arguments.
+"""The parser of the commands, and types of their arguments.
 
 A wrong value ends the command with exit code 2 and a message, before anything is done.
 """
@@ -6,38 +6,45 @@ A wrong value ends the command with exit code 2 and a message, before anything i
 import argparse
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults that say something: neither None nor those of flags."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the description, and shows the choices and the defaults that say something."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, "none") or action.const else super()._get_help_string(action)
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.choices and action.metavar:  # else argparse shows them in place of the value
+            text += f"; one of {', '.join(map(str, action.choices))}"
+        if action.default in (None, False, "none", argparse.SUPPRESS) or action.const is not None:
+            return text
+        if isinstance(action.default, (list, tuple)):
+            return f"{text} (default: {', '.join(map(str, action.default))})"
+        return f"{text} (default: %(default)s)"
 
 
-def command_parser(name: str, description: str, **options) -> argparse.ArgumentParser:
-    """Returns a parser for the command `name` of this package.
+def command_parser(module: str, description: str, **options) -> argparse.ArgumentParser:
+    """Return the parser of `python -m MODULE`. `options` are those of :class:`argparse.ArgumentParser`.
 
-    Its help shows the first line of `description`, the docstring of the command, and the examples in it.
+    `description` is the docstring of the command. The indented lines in it are examples, which the help shows last.
     """
-    first, *lines = description.splitlines()
-    examples = [f"  {line.strip()}" for line in lines if "ghm_triton.detection." in line]
+    text, examples = [], []
+    for line in description.strip().splitlines():
+        (examples if line.startswith("    ") else text).append(line)
+    told = re.sub(r"\n{3,}", "\n\n", "\n".join(text)).strip()
+    shown = "\n".join(["examples:", *(f"  {line.strip()}" for line in examples)]) if examples else None
     return argparse.ArgumentParser(
-        prog=f"python -m ghm_triton.detection.{name}",
-        description=first,
-        epilog="\n".join(["examples:", *examples]),
-        formatter_class=_Help,
-        **options,
+        prog=f"python -m {module}", description=told, epilog=shown, formatter_class=_Help, **options
     )
 
 
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Shows warnings as one line without the place in the source."""
+    """Show warnings as one line without the place in the source."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
     try:
@@ -47,7 +54,7 @@ def plain_warnings() -> Iterator[None]:
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Returns the type of a whole number from `least` up to `most`."""
+    """Return the type of a whole number from `least` up to `most`."""
     expected = f"a whole number from {least}" + (f" up to {most}" if most is not None else "")
 
     def convert(text: str) -> int:
@@ -63,7 +70,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def real(least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf) -> Callable[[str], float]:
-    """Returns the type of a finite number from `least` up to `most`, and greater than `above`."""
+    """Return the type of a finite number from `least` up to `most`, and greater than `above`."""
     limits = [(f"above {above:g}", above), (f"from {least:g}", least), (f"up to {most:g}", most)]
     expected = " ".join(["a finite number"] + [text for text, limit in limits if math.isfinite(limit)])
 
@@ -80,7 +87,7 @@ def real(least: float = -math.inf, most: float = math.inf, *, above: float = -ma
 
 
 def device(text: str) -> torch.device:
-    """The type of a device that is there: the CPU, or an accelerator that PyTorch finds. "auto" prefers the latter."""
+    """Convert to a device that is there: the CPU, or an accelerator that PyTorch finds. "auto" prefers the latter."""
     # Asked without a tensor, which would take memory of the first GPU in each of several processes.
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     kind = torch.accelerator.current_accelerator().type if count else "cpu"

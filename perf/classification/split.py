@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
 
 def split(images: Images, *, imbalance: float, wrong_labels: float, seed: int) -> Split:
-    """The images with the given defects.
+    """Return the images with the given defects.
 
     Args:
         images: Without test images, 50 of each class are held out.

@@ -10,7 +10,7 @@ TAIL = ["recall_7", "recall_8", "recall_9"]
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per setting and loss: the mean and the standard deviation over the seeds, in percent.
+    """Return the mean and the standard deviation over the seeds, in percent, of each setting and loss.
 
     Columns: accuracy, and tail, the mean recall of the three classes with the fewest training images.
     """
@@ -20,7 +20,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """A Markdown table with a line per setting: accuracy ± standard deviation (recall of the tail) of each loss."""
+    """Make a Markdown table with a line per setting: accuracy ± standard deviation (recall of the tail) per loss."""
     found = means(rows)
     names = [name for name in LOSSES if name in set(rows["loss"])]
     lines = ["| imbalance | wrong labels | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
@@ -38,7 +38,7 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
-    """Draws the accuracy and the recall of the tail over the imbalance, a panel per share of wrong labels."""
+    """Draw the accuracy and the recall of the tail over the imbalance, a panel per share of wrong labels."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -13,12 +13,12 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 from ghm_triton import ghm_cross_entropy
-from ghm_triton.classification import images as sources
-from ghm_triton.classification import train
-from ghm_triton.classification.images import load_images
-from ghm_triton.classification.losses import LOSSES, focal_loss
-from ghm_triton.classification.report import plot, table
-from ghm_triton.classification.split import split as split_images
+from perf.classification import __main__ as command
+from perf.classification import images as sources
+from perf.classification.images import load_images
+from perf.classification.losses import LOSSES, focal_loss
+from perf.classification.report import plot, table
+from perf.classification.split import split as split_images
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [1.0, 1.0, 1.0]])
 LABELS = torch.tensor([0, 2, 1])
@@ -120,9 +120,11 @@ def test_losses():
 def test_training_learns_and_repeats():
     """Far above the 10% of guessing after 150 steps; the same seed gives the same scores."""
     split = split_digits(imbalance=1, wrong_labels=0.0, seed=0)
-    first, again = (train.scores(train.train(split, LOSSES["GHM 0.5"](), steps=150, seed=0), split) for _ in range(2))
+    first, again = (
+        command.scores(command.train(split, LOSSES["GHM 0.5"](), steps=150, seed=0), split) for _ in range(2)
+    )
     assert first == again and first["accuracy"] > 0.8
-    assert sum(first[name] for name in train.RECALLS) / 10 == pytest.approx(first["accuracy"])  # balanced
+    assert sum(first[name] for name in command.RECALLS) / 10 == pytest.approx(first["accuracy"])  # balanced
 
 
 def rows_of(loss, accuracies, imbalance=10.0):
@@ -151,7 +153,7 @@ def test_figure(tmp_path):
 
 def run(out, *arguments):
     common = ["--imbalance", "10", "--wrong-labels", "0.2", "--losses", "cross entropy", "GHM 0.5", "--steps", "3"]
-    return train.main([*common, "--out", str(out), *arguments])
+    return command.main([*common, "--out", str(out), *arguments])
 
 
 @pytest.mark.slow
@@ -163,12 +165,14 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "| 10 | 20% |" in shown and f"4 rows in {out}" in shown and out.with_suffix(".png").exists()
     whole = pd.read_csv(out)
-    assert whole[train.KEY].values.tolist() == [
+    assert whole[command.KEY].values.tolist() == [
         ["digits", 10, 0.2, seed, loss] for seed in (0, 1) for loss in ("cross entropy", "GHM 0.5")
     ]
     whole.drop(index=2).to_csv(out, index=False)
-    trained, original = [], train.train
-    monkeypatch.setattr(train, "train", lambda *args, **options: trained.append(options) or original(*args, **options))
+    trained, original = [], command.train
+    monkeypatch.setattr(
+        command, "train", lambda *args, **options: trained.append(options) or original(*args, **options)
+    )
     run(out, "--seeds", "2")
     assert trained == [{"steps": 3, "seed": 1}]
     again = pd.read_csv(out).sort_values(["seed", "loss"], ignore_index=True).drop(columns="seconds")
@@ -178,11 +182,11 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("written", "arguments", "message"),
     [
-        ("a,b\n1,2\n", (), "argument --out: must be a file that this command wrote, got "),
+        ("a,b\n1,2\n", (), "argument --out: .*rows.csv must have the columns .*, got "),
         (None, ("--steps", "4"), "argument --steps: must be 3, as in the rows of .*, got 4"),
         (None, ("--data", "fashion-mnist"), "argument --data: must be digits, as in the rows of .*, got fashion-mnist"),
         (
-            ",".join(train.COLUMNS),
+            ",".join(command.COLUMNS) + "\n",
             ("--data", "fashion-mnist", "--root", "none"),
             "argument --data: no FashionMNIST/raw",
         ),
@@ -194,7 +198,7 @@ def test_command_continues(tmp_path, capsys, monkeypatch):
 def test_bad_arguments(written, arguments, message, tmp_path, capsys):
     """Exit code 2 with a message; the file stays as it was."""
     out = tmp_path / "rows.csv"
-    text = written or ",".join(train.COLUMNS) + "\ndigits,10,0.2,0,focal,3" + ",0" * 13 + "\n"
+    text = written or ",".join(command.COLUMNS) + "\ndigits,10,0.2,0,focal,3" + ",0" * 14 + "\n"
     out.write_text(text)
     with pytest.raises(SystemExit) as stop:
         run(out, *arguments)

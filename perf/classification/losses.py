@@ -6,14 +6,14 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.nn.functional import cross_entropy
 
-from ..cross_entropy import GHMCrossEntropyLoss
+from ghm_triton import GHMCrossEntropyLoss
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 FOCUS = 2.0  # gamma of the focal loss
 
 
 def focal_loss(input: Tensor, target: Tensor) -> Tensor:
-    """The mean of (1 - p_y)^gamma CE, the focal loss of a softmax classifier."""
+    """Return the mean of (1 - p_y)^gamma CE, the focal loss of a softmax classifier."""
     losses = cross_entropy(input, target, reduction="none")
     return ((1 - (-losses).exp()) ** FOCUS * losses).mean()
 

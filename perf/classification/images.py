@@ -24,7 +24,7 @@ class Images(NamedTuple):
 
 
 def load_images(data: str, root: Path | None = None) -> Images:
-    """The images of one of `DATA`.
+    """Return the images of one of `DATA`.
 
     Args:
         data: "digits" has 1,797 images of 8 x 8 pixels. "fashion-mnist" has 60,000 and 10,000 images of 28 x 28 pixels.
