@@ -26,7 +26,7 @@ def differentiable_loss(
     """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     inputs, targets, weights = population
-    targets = [target.detach() for target in targets] if options.mu is None else targets
+    targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     options = replaced(options, grad=wanted or _transformed())

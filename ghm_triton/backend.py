@@ -1,5 +1,6 @@
 """Which implementation runs: the Triton kernels or eager PyTorch."""
 
+import functools
 import os
 from typing import get_args
 
@@ -17,6 +18,7 @@ except ImportError as error:  # without Triton everything runs eagerly
 
 BACKENDS = get_args(Backend)
 VARIABLE = "GHM_TRITON_BACKEND"
+HAVE_FLOAT64 = ("cpu", "cuda", "meta")
 MAX_KERNEL_BINS = 510  # a row of counts must fit the registers of a warp
 
 
@@ -29,6 +31,28 @@ def check_backend(backend: str | None) -> str | None:
     if name is not None:
         check_choice(f"the environment variable {VARIABLE}", name, BACKENDS)
     return name
+
+
+def check_float64(device: torch.device) -> None:
+    """The eager backend sums in float64.
+
+    Raises:
+        RuntimeError: The device has no float64, such as Apple's MPS.
+    """
+    if device.type not in HAVE_FLOAT64 and not _has_float64(device):
+        raise RuntimeError(
+            f"input must be on a device that has float64, in which the eager backend sums, got {device}: "
+            "pass input.cpu() and target.cpu()"
+        )
+
+
+@functools.cache
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bins: int) -> bool:

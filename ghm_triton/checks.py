@@ -1,6 +1,7 @@
 """Argument checks of the public functions. Each error names the argument, what it must be and what it was."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
@@ -32,53 +33,87 @@ def check_choice(name: str, value, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_bins(bins) -> None:
-    if not isinstance(bins, int) or isinstance(bins, bool):
-        raise TypeError(f"bins must be an int, got {bins!r} of type {type(bins).__name__}")
+def check_int(name: str, value) -> int:
+    """An int from what has `__index__`: NumPy's and PyTorch's integers too."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hasattr(type(value), "__index__") and not _is_bool(value):
+        try:
+            return operator.index(value)
+        except (TypeError, ValueError):
+            pass  # a float, or more than one number
+    raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+
+
+def check_float(name: str, value) -> float:
+    """A float from what has `__float__` or `__index__`: NumPy's numbers and tensors of one number too."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")) and not _is_bool(value):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass  # complex, or more than one number
+    raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+
+
+def _is_bool(value) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def check_bins(bins) -> int:
+    bins = check_int("bins", bins)
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must be from 1 to {MAX_BINS}, got {bins}")
+    return bins
 
 
-def check_exponent(exponent, *, name: str = "exponent") -> None:
-    check_number(name, exponent, 0, "in [0, 1]", below=math.nextafter(1, 2), low_allowed=True)
+def check_exponent(exponent, *, name: str = "exponent") -> float:
+    return check_number(name, exponent, 0, "in [0, 1]", below=math.nextafter(1, 2), low_allowed=True)
 
 
-def check_number(name: str, value, low: float, expected: str, *, below: float = math.inf, low_allowed=False) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not (low < value < below or (low_allowed and value == low)):
+def check_number(name: str, value, low: float, expected: str, *, below: float = math.inf, low_allowed=False) -> float:
+    number = check_float(name, value)
+    if not (low < number < below or (low_allowed and number == low)):
         raise ValueError(f"{name} must be {expected}, got {value}")
+    return number
 
 
-def check_momentum(momentum) -> None:
+def check_momentum(momentum) -> float:
     most = 0.999  # float32 cannot hold a longer average: at 0.9999 it would be off by 2e-4
-    check_number("momentum", momentum, 0, f"in [0, {most}]", below=math.nextafter(most, 1), low_allowed=True)
+    return check_number("momentum", momentum, 0, f"in [0, {most}]", below=math.nextafter(most, 1), low_allowed=True)
 
 
-def check_mu(mu) -> None:
-    check_number("mu", mu, 0, "positive and finite")
-    if not 1e-15 <= mu <= 1e12:  # mu^2 must fit float32, and vanish beside a d^2 that does not
+def check_mu(mu) -> float:
+    number = check_number("mu", mu, 0, "positive and finite")
+    if not 1e-15 <= number <= 1e12:  # mu^2 must fit float32, and vanish beside a d^2 that does not
         raise ValueError(f"mu must be from 1e-15 to 1e12, got {mu}")
+    return number
+
+
+def check_ignore_index(ignore_index) -> int | None:
+    if ignore_index is None:
+        return None
+    ignore_index = check_int("ignore_index", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit in int64, got {ignore_index}")
+    return ignore_index
 
 
 def check_options(options: Options) -> Options:
-    """The options with their numbers as floats. It does not check mu, for which None means GHM-C."""
-    check_bins(options.bins)
-    check_momentum(options.momentum)
+    """The options with each number as the int or the float that it stands for."""
     check_choice("variant", options.variant, VARIANTS)
     check_choice("reduction", options.reduction, REDUCTIONS)
-    check_exponent(options.exponent)
-    check_number("loss_weight", options.loss_weight, -math.inf, "finite")
-    if options.ignore_index is not None:
-        if not isinstance(options.ignore_index, int) or isinstance(options.ignore_index, bool):
-            got = f"{options.ignore_index!r} of type {type(options.ignore_index).__name__}"
-            raise TypeError(f"ignore_index must be an int, got {got}")
-        if not -(2**63) <= options.ignore_index < 2**63:
-            raise ValueError(f"ignore_index must fit in int64, got {options.ignore_index}")
-        check_exponent(options.label_smoothing, name="label_smoothing")
-    floats = ("mu", "momentum", "exponent", "loss_weight", "label_smoothing")
-    given = {name: getattr(options, name) for name in floats}
-    return replaced(options, **{name: float(value) for name, value in given.items() if value is not None})
+    return replaced(
+        options,
+        bins=check_bins(options.bins),
+        momentum=check_momentum(options.momentum),
+        exponent=check_exponent(options.exponent),
+        loss_weight=check_number("loss_weight", options.loss_weight, -math.inf, "finite"),
+        mu=check_mu(options.mu) if options.loss == "ghmr" else 0.0,
+        ignore_index=check_ignore_index(options.ignore_index),
+        label_smoothing=check_exponent(options.label_smoothing, name="label_smoothing"),
+    )
 
 
 def check_running_counts(running_counts, options: Options, device: torch.device, names: Names) -> None:

@@ -16,7 +16,7 @@ def ghm_cross_entropy(
     input: Tensor,
     target: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     bins: int = 30,
     momentum: float = 0.0,
@@ -46,8 +46,8 @@ def ghm_cross_entropy(
         input: Logits of shape [C], [N, C] or [N, C, d1, ...], float32, float16, bfloat16 or float64.
         target: Class indices of any integer dtype and of shape [], [N], or [N, d1, ...]. Or floating point
             probabilities of the shape of `input`.
-        ignore_index: An example with this class index has no loss and no gradient, and is not counted. It must be
-            negative when `target` holds probabilities.
+        ignore_index: An example with this class index has no loss and no gradient, and is not counted. None: every
+            example counts. It must be negative or None when `target` holds probabilities.
         label_smoothing: In [0, 1]. y becomes (1 - label_smoothing) y + label_smoothing / C.
         bins, momentum, running_counts, exponent, backend, process_group: See :func:`ghmc_loss` with
             ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
@@ -69,7 +69,13 @@ def ghm_cross_entropy(
         >>> ghm_cross_entropy(logits, labels, exponent=0.5).backward()
     """
     options = Options(
-        None, bins, momentum, "paper", reduction, exponent, ignore_index=ignore_index, label_smoothing=label_smoothing
+        loss="cross_entropy",
+        bins=bins,
+        exponent=exponent,
+        momentum=momentum,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
     )
     return _checked_loss(input, target, running_counts, options, backend, process_group)
 
@@ -99,7 +105,7 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
     explains the symbols.
 
     Args:
-        ignore_index: Class index of the examples that do not count.
+        ignore_index: Class index of the examples that do not count, or None.
         label_smoothing: e in [0, 1]: the target is (1 - e) y + e / C.
         bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
         momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
@@ -131,13 +137,13 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         >>> loss(torch.randn(32, 1000, requires_grad=True), torch.randint(1000, (32,))).backward()
     """
 
-    ignore_index: int
+    ignore_index: int | None
     label_smoothing: float
 
     def __init__(
         self,
         *,
-        ignore_index: int = -100,
+        ignore_index: int | None = -100,
         label_smoothing: float = 0.0,
         bins: int = 30,
         momentum: float = 0.75,
@@ -148,7 +154,14 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         exponent: float = 1.0,
     ):
         options = Options(
-            None, bins, momentum, "paper", reduction, exponent, loss_weight, ignore_index, label_smoothing
+            loss="cross_entropy",
+            bins=bins,
+            exponent=exponent,
+            momentum=momentum,
+            reduction=reduction,
+            loss_weight=loss_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
         )
         super().__init__(options, backend, sync)
 
@@ -162,4 +175,5 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
             Tensor: A scalar, or for reduction "none" the losses of the examples. float32, or float64 for float64
             `input`.
         """
+        self.restore_buffers()
         return _checked_loss(input, target, self.running_counts, self.options(), self.backend, world(self.sync))

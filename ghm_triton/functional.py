@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .autograd import differentiable_loss
-from .backend import use_triton
-from .checks import Names, check_mu, check_options, check_population, check_running_counts
+from .backend import check_float64, use_triton
+from .checks import Names, check_options, check_population, check_running_counts
 from .conventions import Population
 from .distributed import group_name
 from .options import Options, replaced
@@ -112,7 +112,9 @@ def ghmc_loss(
         >>> labels = torch.randint(-1, 80, (1000,))         # -1: background
         >>> ghmc_loss(logits, labels, exponent=0.5).backward()
     """
-    options = Options(None, bins, momentum, variant, reduction, exponent)
+    options = Options(
+        loss="ghmc", bins=bins, momentum=momentum, variant=variant, reduction=reduction, exponent=exponent
+    )
     return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 
@@ -184,8 +186,9 @@ def ghmr_loss(
         >>> deltas, targets = torch.randn(64, 4, requires_grad=True), torch.randn(64, 4)
         >>> ghmr_loss(deltas, targets, exponent=0.5).backward()
     """
-    check_mu(mu)
-    options = Options(mu, bins, momentum, variant, reduction, exponent)
+    options = Options(
+        loss="ghmr", mu=mu, bins=bins, momentum=momentum, variant=variant, reduction=reduction, exponent=exponent
+    )
     return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
 
 
@@ -206,7 +209,7 @@ def checked_loss(
     """
     names = names or Names()
     options = check_options(options)
-    population = check_population(input, target, weight, class_index=options.mu is None, names=names)
+    population = check_population(input, target, weight, class_index=options.loss == "ghmc", names=names)
     losses = harmonized_losses(population, running_counts, options, backend, process_group, names)
     return tuple(losses) if options.reduction == "none" and isinstance(input, (tuple, list)) else losses[0]
 
@@ -223,7 +226,12 @@ def harmonized_losses(
     first = population.inputs[0]
     check_running_counts(running_counts, options, first.device, names)
     triton = use_triton(backend, first.device, first.dtype, options.bins)
+    if not triton:
+        check_float64(first.device)
     group = group_name(process_group)
-    shares = 1 if process_group is None or options.reduction == "none" else process_group.size()
-    options = replaced(options, loss_weight=options.loss_weight * shares, group=group)
+    processes = 1 if process_group is None else process_group.size()
+    factor = 1 if options.reduction == "none" else processes
+    if running_counts is not None and not options.update:  # evaluation: the weights are those of the state
+        group, factor = None, factor if options.reduction == "mean" else factor * processes  # N: as if all had as many
+    options = replaced(options, loss_weight=options.loss_weight * factor, group=group)
     return differentiable_loss(population, running_counts, options, triton=triton)

@@ -8,11 +8,11 @@ works.
 import torch
 from torch import Tensor
 
-from .checks import REDUCTIONS, Names, check_choice, check_mu, check_options
+from .checks import INDICES, REDUCTIONS, Names, check_choice, check_options
 from .conventions import region_edges
 from .functional import checked_loss
 from .modules import Fp32Buffers
-from .options import Options
+from .options import Options, replaced
 
 
 class _DropIn(Fp32Buffers):
@@ -20,14 +20,15 @@ class _DropIn(Fp32Buffers):
     acc_sum: Tensor
     _last_edge: float  # of mmdetection's open last region
 
-    def __init__(self, bins, momentum, loss_weight, reduction, exponent):
+    def __init__(self, **settings):
         super().__init__()
-        check_options(Options(None, bins, momentum, "mmdet", reduction, exponent, loss_weight))
-        self.bins, self.momentum, self.loss_weight, self.reduction = bins, momentum, loss_weight, reduction
-        self.exponent = exponent
-        self.register_buffer("edges", torch.zeros(bins + 1, dtype=torch.float32))  # of the checkpoint format
-        if momentum > 0:
-            self.register_buffer("acc_sum", torch.zeros(bins, dtype=torch.float32))
+        options = check_options(Options(**settings, variant="mmdet"))
+        for name in settings:
+            setattr(self, name, getattr(options, name))
+        self._settings = tuple(settings)
+        self.register_buffer("edges", torch.zeros(options.bins + 1, dtype=torch.float32))  # of the checkpoint format
+        if options.momentum > 0:
+            self.register_buffer("acc_sum", torch.zeros(options.bins, dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -37,11 +38,12 @@ class _DropIn(Fp32Buffers):
         if self.momentum > 0:
             self.acc_sum.zero_()
 
-    def _compute(self, pred, target, label_weight, reduction_override, mu):
+    def _compute(self, pred, target, label_weight, reduction_override):
+        self.restore_buffers()
         if reduction_override is not None:
             check_choice("reduction_override", reduction_override, REDUCTIONS)
-        reduction = reduction_override or self.reduction
-        options = Options(mu, self.bins, self.momentum, "mmdet", reduction, self.exponent, self.loss_weight)
+        options = Options(**{name: getattr(self, name) for name in self._settings}, variant="mmdet")
+        options = replaced(options, reduction=reduction_override or self.reduction)
         return checked_loss(
             pred,
             target,
@@ -86,27 +88,41 @@ class GHMC(_DropIn):
         reduction: str = "mean",
         exponent: float = 1.0,
     ):
-        super().__init__(bins, momentum, loss_weight, reduction, exponent)
+        super().__init__(
+            loss="ghmc", bins=bins, momentum=momentum, loss_weight=loss_weight, reduction=reduction, exponent=exponent
+        )
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
         self.use_sigmoid = use_sigmoid
 
     def forward(
-        self, pred: Tensor, target: Tensor, label_weight: Tensor, reduction_override: str | None = None, **kwargs
+        self,
+        pred: Tensor,
+        target: Tensor,
+        label_weight: Tensor | None = None,
+        reduction_override: str | None = None,
+        *,
+        weight: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
         """The loss of one level.
 
         Args:
             pred: Logits [N, C].
             target: Class indices int64 [N], C (or anything outside 0 .. C-1) for background; or [N, C] in [0, 1].
-            label_weight: [N] or [N, 1] beside class indices, else [N, C]. Elements with a positive weight count.
+            label_weight: [N] or [N, 1] beside class indices, else what broadcasts to [N, C]. Elements with a positive
+                weight count. None: all count.
+            weight: The name that newer heads give to `label_weight`.
             reduction_override: Replaces `reduction` for this call.
             kwargs: `avg_factor` and other arguments of heads. Not used.
         """
-        if all(isinstance(given, Tensor) for given in (pred, target, label_weight)) and target.dim() < pred.dim():
-            if label_weight.shape == (*target.shape, 1):
+        label_weight = weight if label_weight is None else label_weight
+        if all(isinstance(given, Tensor) for given in (pred, target, label_weight)):
+            if target.dim() == pred.dim():
+                label_weight = _broadcast(label_weight, pred)
+            elif label_weight.shape == (*target.shape, 1):
                 label_weight = label_weight[..., 0]
-        return self._compute(pred, target, label_weight, reduction_override, None)
+        return self._compute(pred, target, label_weight, reduction_override)
 
 
 class GHMR(_DropIn):
@@ -136,15 +152,21 @@ class GHMR(_DropIn):
         reduction: str = "mean",
         exponent: float = 1.0,
     ):
-        check_mu(mu)
-        super().__init__(bins, momentum, loss_weight, reduction, exponent)
-        self.mu = mu
+        super().__init__(
+            loss="ghmr",
+            mu=mu,
+            bins=bins,
+            momentum=momentum,
+            loss_weight=loss_weight,
+            reduction=reduction,
+            exponent=exponent,
+        )
 
     def forward(
         self,
         pred: Tensor,
         target: Tensor,
-        label_weight: Tensor,
+        label_weight: Tensor | None = None,
         avg_factor: float | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
@@ -152,12 +174,25 @@ class GHMR(_DropIn):
 
         Args:
             pred: Box deltas [N, 4].
-            target: [N, 4].
-            label_weight: [N, 4]. Elements with a positive weight count, and the sum of the weights is the divisor.
+            target: [N, 4], of any floating point or integer dtype.
+            label_weight: What broadcasts to [N, 4]. Elements with a positive weight count, and the sum of the broadcast
+                weights is N. None: all count.
             avg_factor: Not used.
             reduction_override: Replaces `reduction` for this call.
         """
-        return self._compute(pred, target, label_weight, reduction_override, float(self.mu))
+        if isinstance(pred, Tensor) and isinstance(label_weight, Tensor):
+            label_weight = _broadcast(label_weight, pred)
+        if isinstance(target, Tensor) and target.dtype in INDICES:
+            target = target.to(
+                torch.float64 if isinstance(pred, Tensor) and pred.dtype == torch.float64 else torch.float32
+            )
+        return self._compute(pred, target, label_weight, reduction_override)
+
+
+def _broadcast(weight: Tensor, pred: Tensor) -> Tensor:
+    """[N, 1], [1, C] and the like in the shape of pred. Another shape stays, for the checks to refuse."""
+    fits = weight.dim() == pred.dim() and all(w in (1, p) for w, p in zip(weight.shape, pred.shape))
+    return weight.expand(pred.shape) if fits else weight
 
 
 def register_mmdet() -> None:

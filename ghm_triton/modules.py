@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from .backend import check_backend
-from .checks import check_mu, check_options
+from .checks import check_options
 from .conventions import state_size
 from .density import Density, density_of
 from .distributed import world
 from .functional import checked_loss
-from .options import SETTINGS, Options, replaced
+from .options import Options, replaced
 from .types import Backend, Levels, Reduction, Variant
 
 
@@ -23,9 +23,23 @@ class Fp32Buffers(nn.Module):
         super()._apply(lambda tensor: _restore(fn(tensor), tensor), recurse)
         return self
 
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self.restore_buffers()  # `assign=True` takes the dtype of the checkpoint
+
+    def restore_buffers(self) -> None:
+        """Makes buffers float32 again that were cast by assignment, as FSDP1's `buffer_dtype` does."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dtype != torch.float32:
+                setattr(self, name, buffer.float())
+
 
 def _restore(moved: Tensor, original: Tensor) -> Tensor:
     return moved if moved.dtype == original.dtype else original.to(moved.device)
+
+
+_SETTINGS = ("bins", "exponent", "momentum", "reduction", "loss_weight", "variant")
+_OWN = {"ghmc": (), "ghmr": ("mu",), "cross_entropy": ("ignore_index", "label_smoothing")}
 
 
 class HarmonizedLoss(Fp32Buffers):
@@ -43,11 +57,12 @@ class HarmonizedLoss(Fp32Buffers):
 
     def __init__(self, options: Options, backend: Backend | None, sync: bool):
         super().__init__()
-        check_options(options)
+        options = check_options(options)
         check_backend(backend)
         if not isinstance(sync, bool):
             raise TypeError(f"sync must be a bool, got {sync!r} of type {type(sync).__name__}")
-        for name in SETTINGS:
+        self._settings = ("loss", *_SETTINGS, *_OWN[options.loss])
+        for name in self._settings:
             setattr(self, name, getattr(options, name))
         self.backend, self.sync = backend, sync
         size = state_size(options.bins, options.variant)
@@ -76,12 +91,13 @@ class HarmonizedLoss(Fp32Buffers):
             Tensor or tuple[Tensor, ...]: A scalar, or for reduction "none" a tensor of the shape of `input`, or one
             per level. float32, or float64 for float64 `input`.
         """
+        self.restore_buffers()
         group, state = world(self.sync), self.running_counts
         return checked_loss(input, target, weight, state, self.options(), backend=self.backend, process_group=group)
 
     def options(self) -> Options:
         """The current settings, and whether a call updates the state."""
-        options = Options(**{name: getattr(self, name) for name in SETTINGS})
+        options = Options(**{name: getattr(self, name) for name in self._settings})
         return replaced(options, update=self.training or options.variant == "mmdet")
 
     def density(self) -> Density:
@@ -118,8 +134,8 @@ class HarmonizedLoss(Fp32Buffers):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def extra_repr(self) -> str:
-        shown = {name: getattr(self, name) for name in (*SETTINGS, "sync")}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
+        shown = {name: getattr(self, name) for name in (*self._settings[1:], "sync")}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 def _note_variant(module: HarmonizedLoss, state_dict, prefix: str, metadata: dict) -> None:
@@ -148,7 +164,7 @@ class GHMCLoss(HarmonizedLoss):
         backend: "triton", "eager", or None, which means Triton on devices that support it.
         sync: If True and torch.distributed is initialized, the density is that of all processes, which takes one
             all-reduce of bins + 1 numbers. Every process must make the call. The running counts are then equal on all
-            processes.
+            processes. In `eval()`, a module with a moving average does not communicate.
         exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
             S_k^(1 - rho). 1 is the paper, and 0 is plain cross entropy. 0.5 is recommended except to reproduce the
             paper.
@@ -187,7 +203,15 @@ class GHMCLoss(HarmonizedLoss):
         sync: bool = False,
         exponent: float = 1.0,
     ):
-        options = Options(None, bins, momentum, variant, reduction, exponent, loss_weight)
+        options = Options(
+            loss="ghmc",
+            bins=bins,
+            exponent=exponent,
+            momentum=momentum,
+            reduction=reduction,
+            loss_weight=loss_weight,
+            variant=variant,
+        )
         super().__init__(options, backend, sync)
 
 
@@ -213,7 +237,7 @@ class GHMRLoss(HarmonizedLoss):
         backend: "triton", "eager", or None, which means Triton on devices that support it.
         sync: If True and torch.distributed is initialized, the density is that of all processes, which takes one
             all-reduce of bins + 1 numbers. Every process must make the call. The running counts are then equal on all
-            processes.
+            processes. In `eval()`, a module with a moving average does not communicate.
         exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
             S_k^(1 - rho). 1 is the paper, and 0 is plain ASL1. 0.5 is recommended except to reproduce the
             paper.
@@ -256,6 +280,14 @@ class GHMRLoss(HarmonizedLoss):
         sync: bool = False,
         exponent: float = 1.0,
     ):
-        check_mu(mu)
-        options = Options(mu, bins, momentum, variant, reduction, exponent, loss_weight)
+        options = Options(
+            loss="ghmr",
+            mu=mu,
+            bins=bins,
+            exponent=exponent,
+            momentum=momentum,
+            reduction=reduction,
+            loss_weight=loss_weight,
+            variant=variant,
+        )
         super().__init__(options, backend, sync)

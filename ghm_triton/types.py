@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Levels = Tensor | Sequence[Tensor]
+Loss = Literal["ghmc", "ghmr", "cross_entropy"]
 Variant = Literal["paper", "mmdet"]
 Reduction = Literal["mean", "sum", "none"]
 Backend = Literal["triton", "eager"]

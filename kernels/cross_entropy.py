@@ -284,7 +284,7 @@ def accumulate_cross_entropy(
         len(level.input),
         tile.count(level),
         level.input.shape[2:].numel(),
-        options.ignore_index,
+        -1 if options.ignore_index is None else options.ignore_index,  # no negative index counts
         options.label_smoothing,
         BINS=options.bins,
         SLOTS=counts.shape[1],

@@ -7,7 +7,7 @@
     c_j       scale / (S_j^rho * K), the harmonizing weight beta_j / N (eq. 10, 13)
     loss      sum_j c_j * L_j
 
-with scale = loss_weight for the mean and loss_weight * N otherwise. "paper" averages the constant 1 beside the counts
+with scale = loss_weight F / N for the mean and loss_weight F otherwise, where F is N without NaN (mmdet: F = N). "paper" averages the constant 1 beside the counts
 and divides S by it, which is 1 - a^t after t steps; "mmdet" averages only the regions with R_j > 0, as they are.
 """
 
@@ -90,6 +90,7 @@ def _harmonize_kernel(
         size = tl.where(weights < 1, 1.0, weights)  # NaN stays NaN
     else:
         size = tl.maximum(valid, 1).to(tl.float32)
+    finite = tl.sum(tl.where(slot < BINS, counts, 0)).to(tl.float32)
 
     smooth = density
     if HAS_STATE:
@@ -118,11 +119,11 @@ def _harmonize_kernel(
     else:
         divisor = BINS * 1.0
     if not MEAN:
-        scale = loss_weight * size
+        scale = loss_weight * (size if MMDET else finite)
     elif MMDET:
         scale = loss_weight * (size / (size + 1.1920928955078125e-07))
     else:
-        scale = loss_weight
+        scale = loss_weight * tl.div_rn(finite, size)  # exactly loss_weight without NaN
     coefficient = tl.where(present, scale / tl.where(present, power * divisor, 1.0), 0.0)
     coefficient = tl.where(slot == BINS, scale, coefficient)  # the slot of NaN carries it to the loss
     tl.store(coefficients_ptr + slot, coefficient)

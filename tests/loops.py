@@ -67,6 +67,7 @@ class Loop:
         norm, loss, valid, share = map(torch.cat, (norms, losses, valids, shares))
         total = max(share.sum().item() if (self.kind, self.variant) == ("r", "mmdet") else valid.sum().item(), 1.0)
         weight, shares = torch.zeros_like(loss), []
+        finite = (valid & ~norm.isnan()).sum().item()
         if valid.any():
             self.steps += 1
         for i in range(self.bins):
@@ -82,7 +83,7 @@ class Loop:
             if number or self.variant == "paper":
                 shares.append(density ** (1 - self.exponent) if density or self.exponent == 1 else 0)
             if number:
-                weight[inside] = total / density**self.exponent
+                weight[inside] = (total if self.variant == "mmdet" else finite) / density**self.exponent
         weight = weight / (sum(shares) or 1)
         weighed = loss * weight
         if reduction == "none":

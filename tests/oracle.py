@@ -67,6 +67,7 @@ def harmonize(
         state[bins] = momentum * state[bins] + (1 - momentum)
     beta = torch.zeros(x.shape, dtype=torch.float64)
     total = 0.0
+    weighted = number if variant == "mmdet" else ((region >= 0) & valid).sum().item()
     for j in range(bins):
         inside = (region == j) & valid
         count = inside.sum().item()
@@ -78,7 +79,7 @@ def harmonize(
         if variant == "paper" or count > 0:  # 0^0 is 1 with the exponent 1 only
             total += 1.0 if exponent == 1 else density ** (1 - exponent) if density > 0 else 0.0
         if count > 0:
-            beta[inside] = number / density**exponent
+            beta[inside] = weighted / density**exponent
     beta /= max(total, 1e-300)
     divisor = {"mean": number + (torch.finfo(torch.float32).eps if variant == "mmdet" else 0)}.get(reduction, 1)
     weighed = torch.where(valid, beta * loss, 0.0) / divisor

@@ -90,7 +90,7 @@ def test_the_watch_sees_an_access_outside(watched):
     x = logits(300)
     with pytest.raises(Exception, match="1 of 44 accesses are outside"):
         arguments = (x[:299], x.clone(), None, torch.zeros(32), torch.ones(()), torch.empty(300), 300, 0.02, 0.0004)
-        options = Options(0.02, 30, 0.0, "paper", "mean")
+        options = Options(loss="ghmr", mu=0.02, bins=30, exponent=1.0)
         constants = grids.specialize(Level(x, x, None), options, grids.Tile(256, 1)) | dict(ELEMENT_GRAD=False)
         ghmr._ghmr_gradient_kernel[(2,)](*arguments, **constants)
 
@@ -129,8 +129,8 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     target = torch.empty(rows, dtype=torch.int64) if kind == "index" else torch.empty(rows, 80, dtype=torch.bfloat16)
     weight, few = torch.empty(rows), torch.arange(tail) % 3 - 1.0
     x[-tail:], target[-tail:], weight[-tail:] = small, labels if kind == "index" else aim, few
-    mu, coefficients = 0.02 if kind == "boxes" else None, torch.linspace(0.1, 1, 32)
-    options = Options(mu, bins, 0.0, "paper", "mean")
+    coefficients = torch.linspace(0.1, 1, 32)
+    options = Options(loss="ghmr" if kind == "boxes" else "ghmc", mu=0.02, bins=bins, exponent=1.0)
     whole = Population([x], [target], [weight])
     (grad,) = launch.launch_gradient([torch.ones(())], whole, [coefficients], options)
     part = Population([small], [labels if kind == "index" else aim], [few])
@@ -160,7 +160,7 @@ def test_channels_second_past_2_to_31_elements(last_programs_only, watched, monk
     target = POISON["empty"](1, space, dtype=torch.int64)
     for whole, part in zip([x, target, *kept[1:]], [small, labels, *of_tail]):
         whole[..., -tail:] = part
-    options = Options(None, 30, 0.0, "paper", "mean", ignore_index=-100, label_smoothing=0.0)
+    options = Options(loss="cross_entropy", bins=30, exponent=1.0, ignore_index=-100)
     (grad,) = launch.launch_gradient([torch.ones(())], Population([x], [target], []), kept, options)
     part = Population([small], [labels], [])
     (expected,) = launch.launch_gradient([torch.ones(())], part, [kept[0], *of_tail], options)

@@ -1,9 +1,14 @@
 """Every wrong argument is refused with its name, what was expected and what came; no state changes."""
 
+import fractions
+
+import numpy
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghm_triton
+from ghm_triton import backend
 
 X, LABELS, DENSE = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6, 4)
 STATE = dict(momentum=0.5, running_counts=torch.arange(31.0))
@@ -86,6 +91,69 @@ def test_ghmc_loss(case):
         ghm_triton.ghmc_loss(**arguments)
     assert message in str(raised.value)
     assert torch.equal(state, STATE["running_counts"])
+
+
+INTS = [numpy.int64, numpy.uint8, numpy.array, torch.tensor, lambda value: torch.tensor(value, dtype=torch.int32)]
+FLOATS = [numpy.float32, numpy.float64, numpy.array, torch.tensor, fractions.Fraction]
+
+
+@pytest.mark.parametrize("number", INTS)
+def test_whole_numbers_of_other_types(number):
+    """What has `__index__`: from YAML, hydra, or an array of settings."""
+    logits = torch.linspace(-3, 3, 24).view(6, 4)
+    expected = ghm_triton.ghm_cross_entropy(logits, LABELS + 1, bins=7, ignore_index=2, exponent=1)
+    options = dict(bins=number(7), ignore_index=number(2), exponent=number(1))
+    assert torch.equal(ghm_triton.ghm_cross_entropy(logits, LABELS + 1, **options), expected)
+    module = ghm_triton.GHMCLoss(bins=number(7))
+    assert type(module.bins) is int and module.running_counts.shape == (8,)
+    assert type(ghm_triton.GHMC(bins=number(7)).bins) is int
+
+
+@pytest.mark.parametrize("number", FLOATS)
+def test_numbers_of_other_types(number):
+    """What has `__float__`."""
+    logits = torch.linspace(-3, 3, 24).view(6, 4)
+    options = dict(mu=0.25, momentum=0.5, exponent=0.75, loss_weight=2.0)
+    expected = ghm_triton.GHMRLoss(**options)
+    module = ghm_triton.GHMRLoss(**{name: number(value) for name, value in options.items()})
+    assert all(type(getattr(module, name)) is float for name in options)
+    assert torch.equal(module(logits, DENSE), expected(logits, DENSE))
+    module.exponent, expected.exponent = number(0.25), 0.25
+    assert torch.equal(module(logits, DENSE), expected(logits, DENSE))
+
+
+@pytest.mark.parametrize(
+    "value", [numpy.bool_(True), torch.tensor(True), torch.ones(2), numpy.ones(2), 1j, "1"], ids=repr
+)
+@pytest.mark.parametrize("name, kind", [("bins", "an int"), ("exponent", "a number"), ("momentum", "a number")])
+def test_what_is_no_number(name, kind, value):
+    with pytest.raises(TypeError, match=f"{name} must be {kind}, got"):
+        ghm_triton.GHMCLoss(**{name: value})
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """A device such as Apple's MPS."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("call", [ghm_triton.ghmc_loss, ghm_triton.ghmr_loss, ghm_triton.ghm_cross_entropy])
+def test_a_device_without_float64(call, monkeypatch):
+    """A clear refusal, before the state has changed."""
+    monkeypatch.setattr(backend, "HAVE_FLOAT64", ())
+    backend._has_float64.cache_clear()
+    target = DENSE if call is ghm_triton.ghmr_loss else LABELS
+    state = torch.ones(31)
+    with WithoutFloat64(), pytest.raises(RuntimeError, match="input must be on a device that has float64.*got cpu"):
+        call(X, target, bins=30, momentum=0.5, running_counts=state, backend="eager")
+    backend._has_float64.cache_clear()
+    assert state.eq(1).all()
+    assert call(X, target, bins=30, backend="eager").isfinite()  # the probe says yes
+    backend._has_float64.cache_clear()
 
 
 @pytest.mark.parametrize(

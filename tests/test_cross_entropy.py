@@ -264,9 +264,44 @@ def test_masked_and_special_logits(backend, device):
     value, grad = run(ghm_cross_entropy, x, target, device, bins=1, reduction="none", backend=backend)
     expected, gradient = run(functional.cross_entropy, x, target, "cpu", reduction="none")
     assert value[0].isnan() and grad[0].isnan().all() and not grad[1:].isnan().any()
-    beta = 4 / 3  # the NaN is one of N, but in no region
-    assert_close(value[1:], beta * expected[1:], VALUE)
-    assert_close(grad[1:], beta * gradient[1:], VALUE, ABSOLUTE)
+    assert_close(value[1:], expected[1:], VALUE)
+    assert_close(grad[1:], gradient[1:], VALUE, ABSOLUTE)
+
+
+@pytest.mark.parametrize("options", [dict(bins=1), dict(exponent=0.0)], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_nan_leaves_its_neighbors(reduction, options, backend, device):
+    """Without weights the other rows have the gradient of PyTorch: a NaN is one of N in both."""
+    x, target = problem((4, 5))
+    target = target.clamp(min=0)
+    x[2, 1] = torch.nan
+    _, grad = run(ghm_cross_entropy, x, target, device, reduction=reduction, backend=backend, **options)
+    _, expected = run(functional.cross_entropy, x, target, "cpu", reduction=reduction)
+    others = [0, 1, 3]
+    assert grad[2].isnan().all()
+    assert_close(grad[others], expected[others], VALUE, ABSOLUTE)
+
+
+def test_nothing_is_ignored(backend, device):
+    """ignore_index=None, as segmentation libraries have it: every row counts, whatever the shape."""
+    for shape in ((6, 9), (1, 40, 2, 3)):
+        x, target = problem(shape)
+        target = target.clamp(min=0)
+        for options in (dict(exponent=0.5, momentum=0.0), dict(exponent=0.0, momentum=0.0)):
+            with_default = GHMCrossEntropyLoss(backend=backend, **options)
+            without = GHMCrossEntropyLoss(ignore_index=None, backend=backend, **options)
+            expected, got = run(with_default, x, target, device), run(without, x, target, device)
+            assert torch.equal(expected[0], got[0]) and torch.equal(expected[1], got[1])
+            compiled = torch.compile(without, fullgraph=True, backend="aot_eager")
+            assert torch.equal(run(compiled, x, target, device)[1], got[1])
+        plain = functional.cross_entropy(x, target)  # `options` ends with the exponent 0
+        assert_close(got[0], plain, VALUE)
+    assert_close(
+        ghm_cross_entropy(x, x.softmax(1), ignore_index=None, bins=1), functional.cross_entropy(x, x.softmax(1)), VALUE
+    )
+    if backend == "eager":
+        with pytest.raises(IndexError, match="target must hold class indices from 0 to 39, got -100"):
+            ghm_cross_entropy(x, target - 100, ignore_index=None, backend=backend)
 
 
 def test_distributions_without_mass_on_masked_classes(backend, device):
@@ -292,7 +327,7 @@ def test_layouts_are_read_in_place(backend, device):
         assert torch.equal(other, before)
 
 
-OPTIONS = Options(None, 30, 0.0, "paper", "mean", ignore_index=-100, label_smoothing=0.0)
+OPTIONS = Options(loss="cross_entropy", bins=30, exponent=1.0, ignore_index=-100)
 
 
 def test_no_copy_of_the_logits(device):

@@ -41,12 +41,16 @@ def run(size, tmp_path, *checks):
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes(size, tmp_path):
     """What the docstrings of the checks say."""
-    run(size, tmp_path, check_backends, check_data_parallel, check_compiled, check_failing)
+    run(size, tmp_path, check_backends, check_data_parallel, check_compiled, check_evaluation, check_failing)
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 on the CPU needs a newer PyTorch")
 def test_fully_sharded(tmp_path):
     run(2, tmp_path, check_fully_sharded)
+
+
+def test_sharded_with_cast_buffers(tmp_path):
+    run(2, tmp_path, check_sharded_with_cast_buffers)
 
 
 def part(tensor, rank, size):
@@ -225,6 +229,37 @@ def check_compiled(rank, size):
         plain(a, aim).backward()
         compiled(b, aim).backward()
         assert torch.equal(a.grad, b.grad) and torch.equal(plain.running_counts, compiled.running_counts)
+
+
+def check_evaluation(rank, size):
+    """In eval() a module with a moving average does not communicate: one process alone may evaluate."""
+    x, labels, _ = problem(size, "c")
+    for reduction, share in (("mean", size), ("sum", size), ("none", 1)):
+        one, several = (GHMCLoss(exponent=0.5, sync=sync, reduction=reduction) for sync in (False, True))
+        one(x, labels), several(part(x, rank, size), part(labels, rank, size))
+        one.eval(), several.eval()
+        if rank == 0:
+            mine, aim = part(x, rank, size), part(labels, rank, size)
+            more = 1 if reduction == "mean" else size  # N: as if each process had as many elements as this one
+            torch.testing.assert_close(several(mine, aim), one(mine, aim) * share * more, rtol=EXACT, atol=0)
+            assert torch.equal(one.running_counts, several.running_counts)
+    dist.barrier()
+
+
+def check_sharded_with_cast_buffers(rank, size):
+    """FSDP1's MixedPrecision casts buffers too: the counts are float32 again in each call."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+
+    x, labels, _ = problem(size, "c")
+    boxes = x.flip(0)
+    precision = MixedPrecision(buffer_dtype=torch.bfloat16)
+    one, several = _heads()
+    wrapped = FullyShardedDataParallel(several, mixed_precision=precision, device_id=torch.device("cpu"))
+    for _ in range(3):
+        one(x, labels, boxes).backward()
+        wrapped(*[part(tensor, rank, size) for tensor in (x, labels, boxes)]).backward()
+    for name, expected in one.named_buffers():
+        assert torch.equal(several.get_buffer(name), expected), name
 
 
 def check_failing(rank, size):

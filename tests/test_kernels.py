@@ -121,7 +121,7 @@ def test_a_process_group_folds_in_two_stages(rows, monkeypatch, device):
     table.sums.copy_(table.counts / 4)
     results = []
     for group in (None, "all"):
-        options = Options(None, 30, 0.0, "paper", "mean", group=group)
+        options = Options(loss="ghmc", bins=30, exponent=1.0, group=group)
         results.append(harmonize.harmonize(table, None, options, sum_weights=False)[:2])
     for alone, shared in zip(*results):
         assert_close(shared, alone.cpu(), LOSS, 0.0)

@@ -128,6 +128,46 @@ def test_calls_by_keyword(device, draw):
         GHMR()(x, target, weight, anything=1)
 
 
+@pytest.mark.parametrize("shape", [(6, 1), (1, 4), (1, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["c", "r"])
+def test_weights_that_broadcast(kind, shape, device, draw):
+    """mmdetection compares and multiplies by them: [N, 1] and [1, C] beside dense targets mean their expansion."""
+    loop = Loop(kind, 10, variant="mmdet")
+    target = (torch.rand(6, 4, generator=draw) > 0.5).float() if kind == "c" else torch.randn(6, 4, generator=draw)
+    x = off_edges(target + torch.randn(6, 4, generator=draw) * 0.1, target, loop)
+    weight = torch.arange(1, max(shape) + 1).view(shape).float() - 1.5
+    weight = weight if max(shape) > 1 else weight.abs()
+    module = GHMC() if kind == "c" else GHMR()
+    leaf, wide = x.to(device, copy=True).requires_grad_(), x.double().requires_grad_()
+    value, expected = module(leaf, target.to(device), weight.to(device)), loop([wide], [target], [weight.expand(6, 4)])
+    assert_close(value, expected, LOSS)
+    value.backward(), expected.backward()
+    assert_close(leaf.grad, wide.grad, GRADIENT, 1e-38)
+
+
+@pytest.mark.parametrize("module", [GHMC, GHMR])
+def test_without_weights(module, device, draw):
+    """A missing label_weight, and newer heads' weight=None, mean ones; `weight` is another name of it for GHMC."""
+    target = torch.randint(0, 2, (6, 4), generator=draw).float().to(device)
+    x = torch.randn(6, 4, generator=draw).to(device)
+    ones, some = torch.ones(6, 4, device=device), (torch.arange(24, device=device) % 3 > 0).float().view(6, 4)
+    expected = module()(x, target, ones)
+    assert torch.equal(module()(x, target), expected) and torch.equal(module()(x, target, None), expected)
+    if module is GHMC:
+        assert torch.equal(module()(x, target, weight=None, avg_factor=3), expected)
+        assert torch.equal(module()(x, target, weight=some), module()(x, target, some))
+        labels = torch.arange(6, device=device) % 5
+        assert torch.equal(module()(x, labels), module()(x, labels, ones[:, 0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_integer_box_targets(dtype, device, draw):
+    x, target = torch.randn(6, 4, generator=draw), torch.randint(0, 3, (6, 4), generator=draw).to(dtype)
+    x, target, weight = x.to(device), target.to(device), torch.ones(6, 4, device=device)
+    assert torch.equal(GHMR()(x, target, weight), GHMR()(x, target.float(), weight))
+    assert torch.equal(GHMR()(x.double(), target, weight), GHMR()(x.double(), target.double(), weight))
+
+
 def test_class_indices_and_their_expansion_agree(device, draw):
     """Heads pass labels and one weight per anchor, or both expanded. The calls differ in shape, not in meaning."""
     x, labels, weights = head_outputs(30, draw, Loop("c", 10))

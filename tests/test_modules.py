@@ -70,6 +70,37 @@ def test_casts_leave_the_state_float32(name, device):
         assert all(buffer.dtype == torch.float32 for buffer in other.buffers())
 
 
+def assigned(module):
+    """A checkpoint in half precision, whose tensors replace those of the module."""
+    state = {name: value.half() for name, value in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+
+
+def cast_in_place(module):
+    """As FSDP1's MixedPrecision(buffer_dtype=...) does."""
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("cast", [assigned, cast_in_place])
+@pytest.mark.parametrize("name", [*MODULES, "cross entropy"])
+def test_casts_by_assignment_end_with_the_next_call(name, cast, device):
+    """The counts are float32 again: the call has the value, and leaves the state, of the rounded counts."""
+    if name == "cross entropy":
+        x = logits(20, 4).to(device)
+        module, arguments = GHMCrossEntropyLoss().to(device), (x, torch.arange(20, device=device) % 4)
+        module(*arguments)
+        other = GHMCrossEntropyLoss().to(device)
+    else:
+        module, arguments = used(name, device)
+        other = MODULES[name]().to(device)
+    cast(module)
+    other.load_state_dict({key: value.float() for key, value in module.state_dict().items()})
+    assert torch.equal(module(*arguments), other(*arguments))
+    for buffer, expected in zip(module.buffers(), other.buffers(), strict=True):
+        assert buffer.dtype == torch.float32 and torch.equal(buffer, expected)
+
+
 def test_inference_mode_and_no_grad(backend, device):
     """The same value as with gradient; the state takes the call in."""
     x, labels = logits(20, 4).to(device).requires_grad_(), torch.arange(20, device=device) % 5

@@ -23,8 +23,7 @@ def arguments(name, loss, reduction="mean"):
     x = torch.randn(10, 4, device=DEVICE)
     target = torch.randint(-1, 4, (10,), device=DEVICE) if loss == "ghmc" else x * 0.9
     population = [x], [target], [torch.ones(10, device=DEVICE)]
-    mu = None if loss == "ghmc" else 0.02
-    options = Options(mu, 10, 0.5, "paper", reduction, exponent=0.5, grad=True)
+    options = Options(loss=loss, mu=0.02, bins=10, exponent=0.5, momentum=0.5, reduction=reduction, grad=True)
     if name == "triton_gradient":
         grad = torch.ones_like(x) if reduction == "none" else torch.ones((), device=DEVICE)
         return [grad], *population, [torch.rand(16, device=DEVICE)], *options
@@ -53,7 +52,7 @@ def test_coefficients_have_the_size_that_the_fake_says():
     """The fake must promise what the launcher returns: a power of two, which `tl.histogram` needs."""
     for bins in (1, 2, 3, 10, 14, 15, 30, 31, 62, 63, 100):
         x, target = torch.randn(3, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE)
-        options = Options(None, bins, 0.0, "paper", "mean")
+        options = Options(loss="ghmc", bins=bins, exponent=1.0)
         _, coefficients = torch.ops.ghm_triton.triton_loss([x], [target], [], None, *options)
         with FakeTensorMode() as mode:
             fakes = [x], [target], []
@@ -95,3 +94,23 @@ else:
     raise AssertionError("backend='triton' ran on CPU tensors")
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={"TRITON_INTERPRET": "0", "PATH": ""})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["triton", "ghm_triton"])
+def test_the_interpreter_asked_for_too_late(first):
+    """After an import of triton, its own functions are no longer made for the interpreter."""
+    pytest.importorskip("triton")
+    code = f"""
+import os
+import {first}
+os.environ["TRITON_INTERPRET"] = "1"
+import torch, ghm_triton
+try:
+    ghm_triton.ghmc_loss(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64), backend="triton")
+except RuntimeError as error:
+    assert "set the environment variable TRITON_INTERPRET=1 before triton is first imported" in str(error), error
+else:
+    raise AssertionError("backend='triton' ran on CPU tensors")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": ""})

@@ -87,12 +87,12 @@ class CrossEntropyLevel(MeasuredLevel):
     def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """(class indices, which of them are ignored or None); the ignored ones become 0."""
         inside = (target >= 0) & (target < self.classes)
-        ignored = target == self.ignore_index
+        ignored = target == self.ignore_index if self.ignore_index is not None else torch.zeros_like(inside)
         wrong = ~(inside | ignored)
         if wrong.any():
+            allowed = "" if self.ignore_index is None else f" or ignore_index ({self.ignore_index})"
             raise IndexError(
-                f"target must hold class indices from 0 to {self.classes - 1} or ignore_index ({self.ignore_index}), "
-                f"got {target[wrong][0].item()}"
+                f"target must hold class indices from 0 to {self.classes - 1}{allowed}, got {target[wrong][0].item()}"
             )
         if not ignored.any():
             return target, None

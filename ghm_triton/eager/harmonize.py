@@ -15,10 +15,14 @@ def harmonize(
     density: fp64 [bins], elements in the regions. total: fp64 [], the number of elements N.
     """
     size = total.clamp(min=1)
+    weighted = size if options.mmdet else density.sum()  # NaN is in no region
     smooth, state = _average(density, total, running_counts, options)
-    scale = torch.full_like(size, options.loss_weight) if options.mean else options.loss_weight * size
-    if options.mean and options.mmdet:
-        scale = scale * size / (size + torch.finfo(torch.float32).eps)
+    if not options.mean:
+        scale = options.loss_weight * weighted
+    elif options.mmdet:
+        scale = options.loss_weight * size / (size + torch.finfo(torch.float32).eps)
+    else:
+        scale = options.loss_weight * (weighted / size)
     present = density > 0
     shared = smooth ** (1 - options.exponent)
     total_share = torch.where(present, shared, 0.0).sum() if options.mmdet else shared.sum()
