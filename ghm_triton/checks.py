@@ -141,10 +141,13 @@ def check_running_counts(running_counts, options: Options, device: torch.device,
         raise ValueError(f"{name} must be contiguous, got strides {running_counts.stride()}")
 
 
-def check_population(input, target, weight, *, class_index: bool, names: Names) -> Population:
+def check_population(
+    input, target, weight, *, class_index: bool, names: Names, class_dim: int | None = None
+) -> Population:
     """Splits input, target and weight into levels and checks them against one another.
 
-    class_index: whether integer targets of shape input.shape[:-1] are allowed (GHM-C; not GHM-R).
+    class_dim: the last dimension, or None. class_index: whether integer targets of shape input.shape[:-1] are allowed
+    (GHM-C; not GHM-R).
     """
     inputs = _levels(names.input, input)
     targets = _levels(names.target, target, input, len(inputs), names.input)
@@ -157,6 +160,12 @@ def check_population(input, target, weight, *, class_index: bool, names: Names) 
             raise TypeError(f"{name} must have the dtype of the first level, {inputs[0].dtype}, got {x.dtype}")
         check_device(name, x, "the first level", inputs[0].device)
         _check_target(names.target + of_level, targets[i], x, class_index, names.input)
+        if class_index and class_dim is None and targets[i].dim() < x.dim() and x.shape[-1] == 1:
+            raise ValueError(
+                f"{names.target + of_level} must be floating point beside one class, where integers could mean a mask "
+                f"or class indices, got {targets[i].dtype}: pass target.float() in the shape of {name} for a mask of 0 "
+                "and 1, or class_dim=-1 for class indices, of which 0 names the class and -1 the background"
+            )
         if (targets[i].dim() < x.dim()) != (targets[0].dim() < inputs[0].dim()):
             raise ValueError(f"{names.target} must hold class indices for all levels or for none, got both kinds")
         if weights:

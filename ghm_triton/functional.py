@@ -12,7 +12,7 @@ from .checks import Names, check_options, check_population, check_running_counts
 from .conventions import Population
 from .distributed import group_name
 from .options import Options, replaced
-from .types import Backend, CallOptions, Levels, Reduction, RegressionOptions, Variant
+from .types import Backend, ClassificationOptions, Levels, Reduction, RegressionOptions, Variant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,7 +25,7 @@ def ghmc_loss(
     weight: Tensor | None = None,
     *,
     reduction: Reduction = "mean",
-    **options: "Unpack[CallOptions]",
+    **options: "Unpack[ClassificationOptions]",
 ) -> Tensor: ...
 @overload
 def ghmc_loss(
@@ -34,7 +34,7 @@ def ghmc_loss(
     weight: Sequence[Tensor] | None = None,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    **options: "Unpack[CallOptions]",
+    **options: "Unpack[ClassificationOptions]",
 ) -> Tensor: ...
 @overload
 def ghmc_loss(
@@ -43,13 +43,14 @@ def ghmc_loss(
     weight: Sequence[Tensor] | None = None,
     *,
     reduction: Literal["none"],
-    **options: "Unpack[CallOptions]",
+    **options: "Unpack[ClassificationOptions]",
 ) -> tuple[Tensor, ...]: ...
 def ghmc_loss(
     input: Levels,
     target: Levels,
     weight: Levels | None = None,
     *,
+    class_dim: int | None = None,
     bins: int = 30,
     momentum: float = 0.0,
     running_counts: Tensor | None = None,
@@ -75,6 +76,7 @@ def ghmc_loss(
             C - 1 name the positive column of the last dimension, and all other values mean background.
         weight: None, or bool, integer or float of shape `input.shape` or `input.shape[:-1]`. An element counts where
             its weight is positive and is ignored elsewhere.
+        class_dim: -1 lets integers beside a last dimension of one be class indices; otherwise they are refused.
         bins: M, the number of unit regions, from 1 to 4096.
         momentum: a of the moving average S_j <- a S_j + (1 - a) R_j, where R_j is the number of elements of this call
             in region j. In [0, 0.999]. The default is 0 because a function keeps no state. The modules keep one and
@@ -115,7 +117,16 @@ def ghmc_loss(
     options = Options(
         loss="ghmc", bins=bins, momentum=momentum, variant=variant, reduction=reduction, exponent=exponent
     )
-    return checked_loss(input, target, weight, running_counts, options, backend=backend, process_group=process_group)
+    return checked_loss(
+        input,
+        target,
+        weight,
+        running_counts,
+        options,
+        class_dim=class_dim,
+        backend=backend,
+        process_group=process_group,
+    )
 
 
 @overload
@@ -199,6 +210,7 @@ def checked_loss(
     running_counts: Tensor | None,
     options: Options,
     *,
+    class_dim: int | None = None,
     backend: Backend | None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
     names: Names | None = None,
@@ -209,7 +221,9 @@ def checked_loss(
     """
     names = names or Names()
     options = check_options(options)
-    population = check_population(input, target, weight, class_index=options.loss == "ghmc", names=names)
+    population = check_population(
+        input, target, weight, class_index=options.loss == "ghmc", names=names, class_dim=class_dim
+    )
     losses = harmonized_losses(population, running_counts, options, backend, process_group, names)
     return tuple(losses) if options.reduction == "none" and isinstance(input, (tuple, list)) else losses[0]
 

@@ -13,9 +13,15 @@ from .conventions import region_edges
 from .functional import checked_loss
 from .modules import Fp32Buffers
 from .options import Options, replaced
+from .types import Reduction
 
 
 class _DropIn(Fp32Buffers):
+    bins: int
+    momentum: float
+    loss_weight: float
+    reduction: Reduction
+    exponent: float
     edges: Tensor
     acc_sum: Tensor
     _last_edge: float  # of mmdetection's open last region
@@ -50,6 +56,7 @@ class _DropIn(Fp32Buffers):
             label_weight,
             self.acc_sum if self.momentum > 0 else None,
             options,
+            class_dim=-1,
             backend=None,
             names=Names("pred", "target", "label_weight", "acc_sum"),
         )
@@ -117,7 +124,7 @@ class GHMC(_DropIn):
             kwargs: `avg_factor` and other arguments of heads. Not used.
         """
         label_weight = weight if label_weight is None else label_weight
-        if all(isinstance(given, Tensor) for given in (pred, target, label_weight)):
+        if isinstance(label_weight, Tensor) and isinstance(target, Tensor) and isinstance(pred, Tensor):
             if target.dim() == pred.dim():
                 label_weight = _broadcast(label_weight, pred)
             elif label_weight.shape == (*target.shape, 1):

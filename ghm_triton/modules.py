@@ -53,6 +53,7 @@ class HarmonizedLoss(Fp32Buffers):
     backend: Backend | None
     sync: bool
     exponent: float
+    class_dim: int | None = None
     running_counts: Tensor | None
 
     def __init__(self, options: Options, backend: Backend | None, sync: bool):
@@ -93,7 +94,16 @@ class HarmonizedLoss(Fp32Buffers):
         """
         self.restore_buffers()
         group, state = world(self.sync), self.running_counts
-        return checked_loss(input, target, weight, state, self.options(), backend=self.backend, process_group=group)
+        return checked_loss(
+            input,
+            target,
+            weight,
+            state,
+            self.options(),
+            class_dim=self.class_dim,
+            backend=self.backend,
+            process_group=group,
+        )
 
     def options(self) -> Options:
         """The current settings, and whether a call updates the state."""
@@ -153,6 +163,7 @@ class GHMCLoss(HarmonizedLoss):
     :func:`ghm_triton.ghmc_loss` is the functional form.
 
     Args:
+        class_dim: -1 lets integers beside a last dimension of one be class indices; otherwise they are refused.
         bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
         momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
             average. The default is the paper's 0.75. The functions keep no state and default to 0. The drop-ins
@@ -194,6 +205,7 @@ class GHMCLoss(HarmonizedLoss):
     def __init__(
         self,
         *,
+        class_dim: int | None = None,
         bins: int = 30,
         momentum: float = 0.75,
         variant: Variant = "paper",
@@ -213,6 +225,7 @@ class GHMCLoss(HarmonizedLoss):
             variant=variant,
         )
         super().__init__(options, backend, sync)
+        self.class_dim = class_dim
 
 
 class GHMRLoss(HarmonizedLoss):

@@ -14,7 +14,7 @@ Backend = Literal["triton", "eager"]
 
 
 class CallOptions(TypedDict, total=False):
-    """The options of :func:`ghm_triton.ghmc_loss` that do not change the type of its result."""
+    """The options of all losses that do not change the type of the result."""
 
     bins: int
     momentum: float
@@ -23,6 +23,12 @@ class CallOptions(TypedDict, total=False):
     exponent: float
     backend: Backend | None
     process_group: "torch.distributed.ProcessGroup | None"
+
+
+class ClassificationOptions(CallOptions, total=False):
+    """The options of :func:`ghm_triton.ghmc_loss` that do not change the type of its result."""
+
+    class_dim: int | None
 
 
 class RegressionOptions(CallOptions, total=False):

@@ -7,8 +7,9 @@
     c_j       scale / (S_j^rho * K), the harmonizing weight beta_j / N (eq. 10, 13)
     loss      sum_j c_j * L_j
 
-with scale = loss_weight F / N for the mean and loss_weight F otherwise, where F is N without NaN (mmdet: F = N). "paper" averages the constant 1 beside the counts
-and divides S by it, which is 1 - a^t after t steps; "mmdet" averages only the regions with R_j > 0, as they are.
+with scale = loss_weight * F / N for the mean and loss_weight * F otherwise. F is N without NaN ("mmdet": with it).
+"paper" averages the constant 1 beside the counts and divides S by it, which is 1 - a^t after t steps; "mmdet" averages
+only the regions with R_j > 0, as they are.
 """
 
 import torch

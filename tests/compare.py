@@ -69,7 +69,7 @@ def check_ghmc(x, target, weight=None, *, backend, device, bins=30, **options):
         **{name: value for name, value in options.items() if name != "running_counts"},
     )
     value, grad = evaluate(
-        ghm_triton.ghmc_loss, x, target, weight, bins=bins, backend=backend, device=device, **options
+        ghm_triton.ghmc_loss, x, target, weight, class_dim=-1, bins=bins, backend=backend, device=device, **options
     )
     _check(value, grad, expected, x.dtype)
     return expected[2]

@@ -136,7 +136,7 @@ def assert_agrees(
         arguments = [argument if argument is None else argument[0] for argument in arguments]
     options = dict(bins=loop.bins, momentum=loop.momentum, variant=loop.variant, running_counts=state)
     options["exponent"] = loop.exponent
-    function = ghm_triton.ghmc_loss
+    function, options["class_dim" if loop.kind == "c" else "mu"] = ghm_triton.ghmc_loss, -1
     if loop.kind == "r":
         function, options["mu"] = ghm_triton.ghmr_loss, loop.mu
     actual = function(*arguments, reduction=reduction, backend=backend, **options)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghm_triton
 from ghm_triton import backend
+from tolerances import LOSS, assert_close
 
 X, LABELS, DENSE = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6, 4)
 STATE = dict(momentum=0.5, running_counts=torch.arange(31.0))
@@ -91,6 +92,21 @@ def test_ghmc_loss(case):
         ghm_triton.ghmc_loss(**arguments)
     assert message in str(raised.value)
     assert torch.equal(state, STATE["running_counts"])
+
+
+def test_integers_beside_one_class():
+    """They could be a mask, where 1 is the object, or class indices, where 0 is: the loss would learn the opposite."""
+    x, labels = torch.tensor([-3.0, 4, 3, 2, -1, 1])[:, None], torch.arange(6) % 2
+    for loss in (ghm_triton.ghmc_loss, ghm_triton.GHMCLoss()):
+        with pytest.raises(ValueError, match="target must be floating point beside one class.*class_dim=-1"):
+            loss(x, labels)
+        with pytest.raises(ValueError, match=r"target\[1\] must be floating point beside one class"):
+            loss([x.new_zeros(0, 2), x], [labels[:0], labels])
+    mask = ghm_triton.ghmc_loss(x, labels.float().view(6, 1))
+    indices = ghm_triton.ghmc_loss(x, labels, class_dim=-1)
+    assert_close(indices, ghm_triton.ghmc_loss(x, 1 - labels.float().view(6, 1)).double(), LOSS)
+    assert abs(indices - mask) > 0.1
+    assert ghm_triton.mmdet.GHMC()(x, labels, torch.ones(6)).isfinite()  # as mmdetection's, where 1 is the background
 
 
 INTS = [numpy.int64, numpy.uint8, numpy.array, torch.tensor, lambda value: torch.tensor(value, dtype=torch.int32)]

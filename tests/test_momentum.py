@@ -73,12 +73,12 @@ def test_resuming_continues_to_the_bit():
 
 def test_eval_uses_the_state_and_leaves_it(backend):
     """In eval() a "paper" module takes the density from the state, and the call's counts where it has none."""
-    loss = ghm_triton.GHMCLoss(bins=4, momentum=0.5, backend=backend)
+    loss = ghm_triton.GHMCLoss(class_dim=-1, bins=4, momentum=0.5, backend=backend)
     x = torch.tensor([[-3.0], [-2.5], [-0.3], [3.0]])  # regions 0, 0, 1, 3
     target = torch.full((4,), -1)
     loss.eval()
     fresh = loss(x, target)
-    assert fresh.item() == pytest.approx(ghm_triton.ghmc_loss(x, target, bins=4).item(), rel=1e-6)
+    assert fresh.item() == pytest.approx(ghm_triton.ghmc_loss(x, target, class_dim=-1, bins=4).item(), rel=1e-6)
     assert loss.running_counts.eq(0).all()
     loss.train()
     loss(x[:2], target[:2])

@@ -227,7 +227,7 @@ def test_float64_losses_near_20(sign, device):
     """PyTorch's softplus gives x from 20 on, which is 1e-10 off."""
     x = torch.linspace(-45, 45, 181, dtype=torch.float64)[:, None]
     target = torch.full((181,), 0 if sign < 0 else -1)  # loss softplus(-x) of a positive, softplus(x) of a negative
-    value, _ = evaluate(ghmc_loss, x, target, bins=1, reduction="none", device=device)
+    value, _ = evaluate(ghmc_loss, x, target, class_dim=-1, bins=1, reduction="none", device=device)
     expected = (sign * x).clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
     assert_close(value, expected, 1e-14)
 

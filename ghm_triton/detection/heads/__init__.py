@@ -70,6 +70,8 @@ def harmonize(
         model.head = _harmonized_head(model, *losses)
     device = next(model.parameters()).device
     for loss in losses:
+        if isinstance(loss, GHMCLoss) and loss.class_dim is None:
+            loss.class_dim = -1  # the labels of the heads are class indices, also of a single class
         if loss is not None:
             loss.to(device).train(model.training)
     return model
