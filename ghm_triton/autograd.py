@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .conventions import Population, kept_by_kernels, loss_shape
 from .options import Options, replaced
+from .population import Population, kept_by_kernels, loss_shape
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.7
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def group_name(process_group: "torch.distributed.ProcessGroup | None") -> str | None:
-    """The name of a group, which stands for it in the schemas of the operators.
+    """Return the name of a group, which stands for it in the schemas of the operators.
 
     Raises:
         TypeError: `process_group` is not a process group that this process belongs to.
@@ -23,15 +23,15 @@ def group_name(process_group: "torch.distributed.ProcessGroup | None") -> str | 
     return process_group.group_name
 
 
-def world(sync: bool) -> "torch.distributed.ProcessGroup | None":
-    """The group of all processes, or None without `sync` or without an initialized torch.distributed."""
-    if not (sync and torch.distributed.is_available() and torch.distributed.is_initialized()):
+def world() -> "torch.distributed.ProcessGroup | None":
+    """Return the group of all processes, or None without an initialized torch.distributed."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     return torch.distributed.group.WORLD
 
 
 def all_reduce(numbers: Tensor, group: str | None) -> Tensor:
-    """Sums `numbers` in place over the processes of the group with the name `group`. None: leaves them unchanged."""
+    """Sum `numbers` in place over the processes of the group with the name `group`. None: leave them unchanged."""
     if group is not None:
         resolved = torch.distributed.distributed_c10d._resolve_process_group(group)
         torch.distributed.all_reduce(numbers, group=resolved)

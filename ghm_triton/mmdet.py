@@ -1,19 +1,24 @@
 """Drop-in replacements of mmdetection 3.x's GHMC and GHMR, with its constructors, calls, defaults, buffers and values.
 
-Both compute `variant="mmdet"`. They also work where mmdetection's classes fail: an ignored NaN does not reach the loss,
-a weight above 65504 works with 16-bit predictions, a module that is cast to half keeps its edges, and reduction "sum"
-works.
+The formulas differ from the paper's: the weights are divided by the number of regions that have elements (the paper: by
+all), the average covers only those regions and starts from zero, every call updates it, also in `eval()`, and N of GHMR
+is the sum of the label weights. The default exponent is 1, as there.
+
+The classes also work where mmdetection's fail: an ignored NaN does not reach the loss, a weight above 65504 works with
+16-bit predictions, a module that is cast to half keeps its edges, and reduction "sum" works.
 """
 
 import torch
 from torch import Tensor
 
-from .checks import INDICES, REDUCTIONS, Names, check_choice, check_options
-from .conventions import region_edges
-from .functional import checked_loss
-from .modules import Fp32Buffers
+from .checks import INDICES, REDUCTIONS, check_choice, check_options
+from .layout import Names
+from .losses.base import Fp32Buffers, elementwise_loss
 from .options import Options, replaced
+from .regions import region_edges
 from .types import Reduction
+
+_FIXED = ("loss", "class_dim")  # settings that are no arguments
 
 
 class _DropIn(Fp32Buffers):
@@ -38,7 +43,7 @@ class _DropIn(Fp32Buffers):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Resets the buffers to those of a new module, for example after :meth:`~torch.nn.Module.to_empty`."""
+        """Reset the buffers to those of a new module, for example after :meth:`~torch.nn.Module.to_empty`."""
         self.edges.copy_(region_edges(self.bins))
         self.edges[-1] = self._last_edge
         if self.momentum > 0:
@@ -50,16 +55,12 @@ class _DropIn(Fp32Buffers):
             check_choice("reduction_override", reduction_override, REDUCTIONS)
         options = Options(**{name: getattr(self, name) for name in self._settings}, variant="mmdet")
         options = replaced(options, reduction=reduction_override or self.reduction)
-        return checked_loss(
-            pred,
-            target,
-            label_weight,
-            self.acc_sum if self.momentum > 0 else None,
-            options,
-            class_dim=-1,
-            backend=None,
-            names=Names("pred", "target", "label_weight", "acc_sum"),
-        )
+        state = self.acc_sum if self.momentum > 0 else None
+        names = Names("pred", "target", "label_weight", "acc_sum")
+        return elementwise_loss(pred, target, label_weight, state, options, names=names)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settings if name not in _FIXED)
 
 
 class GHMC(_DropIn):
@@ -72,7 +73,7 @@ class GHMC(_DropIn):
         loss_weight: A factor of the loss.
         reduction: "mean", "sum" or "none".
         exponent: rho of the tempered density, see :func:`ghm_triton.ghmc_loss`. 1 is mmdetection's loss. 0.5 is
-            recommended except to reproduce the paper.
+            recommended except to reproduce published results.
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.
@@ -96,7 +97,13 @@ class GHMC(_DropIn):
         exponent: float = 1.0,
     ):
         super().__init__(
-            loss="ghmc", bins=bins, momentum=momentum, loss_weight=loss_weight, reduction=reduction, exponent=exponent
+            loss="ghmc",
+            class_dim=-1,  # integers are class indices also for a single class
+            bins=bins,
+            momentum=momentum,
+            loss_weight=loss_weight,
+            reduction=reduction,
+            exponent=exponent,
         )
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
@@ -112,7 +119,7 @@ class GHMC(_DropIn):
         weight: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """The loss of one level.
+        """Compute the loss of one level.
 
         Args:
             pred: Logits [N, C].
@@ -124,11 +131,6 @@ class GHMC(_DropIn):
             kwargs: `avg_factor` and other arguments of heads. Not used.
         """
         label_weight = weight if label_weight is None else label_weight
-        if isinstance(label_weight, Tensor) and isinstance(target, Tensor) and isinstance(pred, Tensor):
-            if target.dim() == pred.dim():
-                label_weight = _broadcast(label_weight, pred)
-            elif label_weight.shape == (*target.shape, 1):
-                label_weight = label_weight[..., 0]
         return self._compute(pred, target, label_weight, reduction_override)
 
 
@@ -177,7 +179,7 @@ class GHMR(_DropIn):
         avg_factor: float | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        """The loss of one level.
+        """Compute the loss of one level.
 
         Args:
             pred: Box deltas [N, 4].
@@ -187,19 +189,11 @@ class GHMR(_DropIn):
             avg_factor: Not used.
             reduction_override: Replaces `reduction` for this call.
         """
-        if isinstance(pred, Tensor) and isinstance(label_weight, Tensor):
-            label_weight = _broadcast(label_weight, pred)
         if isinstance(target, Tensor) and target.dtype in INDICES:
             target = target.to(
                 torch.float64 if isinstance(pred, Tensor) and pred.dtype == torch.float64 else torch.float32
             )
         return self._compute(pred, target, label_weight, reduction_override)
-
-
-def _broadcast(weight: Tensor, pred: Tensor) -> Tensor:
-    """[N, 1], [1, C] and the like in the shape of pred. Another shape stays, for the checks to refuse."""
-    fits = weight.dim() == pred.dim() and all(w in (1, p) for w, p in zip(weight.shape, pred.shape))
-    return weight.expand(pred.shape) if fits else weight
 
 
 def register_mmdet() -> None:

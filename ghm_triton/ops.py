@@ -19,9 +19,10 @@ import torch
 
 from . import eager
 from .backend import kernels
-from .conventions import Population, compute_dtype, loss_shape, slots_of_kernels
 from .interpreter import interpreted
 from .options import SCHEMA, Options, replaced
+from .population import Population, compute_dtype, loss_shape
+from .regions import slots_of_kernels
 
 _POPULATION = "Tensor[] inputs, Tensor[] targets, Tensor[] weights"
 library = torch.library.Library("ghm_triton", "DEF")

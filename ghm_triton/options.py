@@ -25,6 +25,7 @@ class Options(NamedTuple):
         loss_weight: A factor of the loss.
         variant: "paper", or "mmdet" for the formulas of mmdetection.
         mu: The transition point of ASL1, for GHM-R.
+        class_dim: The dimension of the classes of GHM-C, or None for the last. Only ghm_triton.layout reads it.
         ignore_index: The target that does not count, or None. Not for GHM-R.
         label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`. 0 for the other losses.
         update: Whether this call updates the moving average.
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     loss_weight: float = 1.0
     variant: Variant = "paper"
     mu: float = 0.0
+    class_dim: int | None = None
     ignore_index: int | None = None
     label_smoothing: float = 0.0
     update: bool = True

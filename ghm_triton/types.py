@@ -17,10 +17,9 @@ class CallOptions(TypedDict, total=False):
     """The options of all losses that do not change the type of the result."""
 
     bins: int
+    exponent: float
     momentum: float
     running_counts: Tensor | None
-    variant: Variant
-    exponent: float
     backend: Backend | None
     process_group: "torch.distributed.ProcessGroup | None"
 
@@ -29,6 +28,7 @@ class ClassificationOptions(CallOptions, total=False):
     """The options of :func:`ghm_triton.ghmc_loss` that do not change the type of its result."""
 
     class_dim: int | None
+    ignore_index: int | None
 
 
 class RegressionOptions(CallOptions, total=False):

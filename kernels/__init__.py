@@ -1,7 +1,8 @@
 """The Triton kernels of GHM-C and GHM-R with their launchers: the package `ghm_triton.kernels`.
 
 The folder lies at the top of the repository, pyproject.toml installs it under that name. It is nearly a leaf: of
-`ghm_triton` it imports `conventions`, `options`, `distributed` and `interpreter`, and only `ghm_triton.ops` calls it.
+`ghm_triton` it imports `population`, `regions`, `options`, `distributed` and `interpreter`. Only `ghm_triton.ops` calls
+it.
 """
 
 from .launch import launch_gradient, launch_loss

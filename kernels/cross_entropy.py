@@ -20,8 +20,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..conventions import Level, floor_misses_edges, loss_shape
 from ..options import Options
+from ..population import Level, loss_shape
+from ..regions import floor_misses_edges
 from . import grids
 from .numerics import log_from_1, unit_region
 from .rows import block_at, load_block, load_labels, load_target_block, rows_of

@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..conventions import Level
 from ..options import Options
+from ..population import Level
 from . import grids
 from .numerics import (
     cross_entropy_terms,

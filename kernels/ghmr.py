@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..conventions import Level
 from ..options import Options
+from ..population import Level
 from . import grids
 from .numerics import asl1_terms, unit_region
 from .tiles import add_by_region, add_compensated, load_tile, load_weight, store_tile

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 import triton
 
-from ..conventions import Level, floor_misses_edges
 from ..options import Options
+from ..population import Level
+from ..regions import floor_misses_edges
 
 LANES = 64 if torch.version.hip else 32
 PROGRAMS_PER_SM = 20  # of 32 threads and up to 96 registers: all are resident at once

@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..conventions import FORGOTTEN, slots_of_kernels
 from ..distributed import all_reduce
 from ..options import Options
+from ..regions import FORGOTTEN, slots_of_kernels
 from .tiles import add_compensated
 
 FOLD_TILE = 2048  # rows * slots that one program adds at once

@@ -5,8 +5,8 @@ Tensors are contiguous and arguments already checked. On the CPU the kernels run
 
 import torch
 
-from ..conventions import Level, Population
 from ..options import Options
+from ..population import Level, Population
 from . import grids
 from .cross_entropy import CrossEntropyRows, accumulate_cross_entropy, gradient_cross_entropy, weigh_cross_entropy
 from .ghmc import accumulate_ghmc, gradient_ghmc, weigh_ghmc

@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-import ghm_triton
+import calls
 from tolerances import GRADIENT, LOSS, ROUNDING, SIGMOID, SMALLEST, assert_close
 
 
@@ -136,9 +136,9 @@ def assert_agrees(
         arguments = [argument if argument is None else argument[0] for argument in arguments]
     options = dict(bins=loop.bins, momentum=loop.momentum, variant=loop.variant, running_counts=state)
     options["exponent"] = loop.exponent
-    function, options["class_dim" if loop.kind == "c" else "mu"] = ghm_triton.ghmc_loss, -1
+    function, options["class_dim" if loop.kind == "c" else "mu"] = calls.ghmc_loss, -1
     if loop.kind == "r":
-        function, options["mu"] = ghm_triton.ghmr_loss, loop.mu
+        function, options["mu"] = calls.ghmr_loss, loop.mu
     actual = function(*arguments, reduction=reduction, backend=backend, **options)
     parts = list(actual) if isinstance(actual, tuple) else [actual]
     assert all(part.dtype == loop.dtype for part in parts)

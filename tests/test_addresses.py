@@ -6,13 +6,13 @@ import numpy
 import pytest
 import torch
 
+from calls import ghm_cross_entropy, ghmc_loss, ghmr_loss
 from compare import logits
 from conftest import POISON
-from ghm_triton import ghm_cross_entropy, ghmc_loss, ghmr_loss
 from ghm_triton.backend import kernels
-from ghm_triton.conventions import Level, Population
 from ghm_triton.interpreter import interpreting
 from ghm_triton.options import Options
+from ghm_triton.population import Level, Population
 from tolerances import assert_close
 
 pytestmark = [

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ghm_triton
-from ghm_triton import backend
+from ghm_triton import backend, mmdet
 from tolerances import LOSS, assert_close
 
 X, LABELS, DENSE = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6, 4)
@@ -28,9 +28,20 @@ GHMC_CASES = {
         "target must be bool, uint8, a signed integer or a float",
     ),
     "target no tensor": (dict(target=[0] * 6), ValueError, "target must be a tensor"),
-    "weight shape": (dict(weight=torch.ones(4)), ValueError, "weight must have shape (6, 4) or (6,), got (4,)"),
-    "complex weight": (dict(weight=torch.ones(6, dtype=torch.complex64)), TypeError, "weight must be bool"),
-    "weight no tensor": (dict(weight=1.0), TypeError, "weight must be a tensor, got float"),
+    "mask shape": (
+        dict(mask=torch.ones(5, dtype=torch.bool)),
+        ValueError,
+        "mask must have shape (6, 4) or (6,), or broadcast to it, got (5,)",
+    ),
+    "float mask": (
+        dict(mask=torch.ones(6)),
+        TypeError,
+        "mask must be bool, where True counts, got torch.float32: pass mask > 0, or for weights "
+        'reduction="none" and multiply the losses',
+    ),
+    "complex mask": (dict(mask=torch.ones(6, dtype=torch.complex64)), TypeError, "mask must be bool"),
+    "integer mask": (dict(mask=torch.ones(6, dtype=torch.uint8)), TypeError, "mask must be bool, where True counts"),
+    "mask no tensor": (dict(mask=1.0), TypeError, "mask must be a tensor, got float"),
     "integer input": (dict(input=torch.zeros(6, 4, dtype=torch.int64)), TypeError, "input must be float32"),
     "complex input": (dict(input=torch.zeros(6, 4, dtype=torch.complex64)), TypeError, "input must be float32"),
     "target device": (
@@ -38,11 +49,10 @@ GHMC_CASES = {
         ValueError,
         "target must be on the device of input, cpu, got meta",
     ),
-    "weight device": (dict(weight=torch.ones(6, device="meta")), ValueError, "weight must be on the device of input"),
-    "unsigned weight": (
-        dict(weight=torch.ones(6, dtype=torch.uint16)),
-        TypeError,
-        "weight must be bool, uint8, a signed",
+    "mask device": (
+        dict(mask=torch.ones(6, device="meta").bool()),
+        ValueError,
+        "mask must be on the device of input",
     ),
     "unsigned target": (dict(target=LABELS.to(torch.uint32)), TypeError, "target must be bool, uint8, a signed"),
     "bins 0": (dict(bins=0), ValueError, "bins must be from 1 to 4096, got 0"),
@@ -58,7 +68,37 @@ GHMC_CASES = {
     "exponent NaN": (dict(exponent=float("nan")), ValueError, "exponent must be in [0, 1], got nan"),
     "exponent text": (dict(exponent="1"), TypeError, "exponent must be a number, got '1' of type str"),
     "reduction": (dict(reduction="avg"), ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
-    "variant": (dict(variant="coco"), ValueError, "variant must be one of 'paper', 'mmdet', got 'coco'"),
+    "class_dim": (dict(class_dim=2), ValueError, "class_dim must be a dimension of input, which has 2, got 2"),
+    "class_dim float": (dict(class_dim=1.0), TypeError, "class_dim must be an int, got 1.0"),
+    "ignore_index": (dict(ignore_index=0.5), TypeError, "ignore_index must be an int, got 0.5"),
+    "an index off by one": (
+        dict(target=LABELS + 5),
+        ValueError,
+        "target must hold class indices from 0 to 3, or -1 or 4 for the background, got 5",
+    ),
+    "another background": (dict(target=LABELS - 100), ValueError, "or -1 or 4 for the background, got -100"),
+    "a mask of 0 and 255": (
+        dict(target=torch.full((6, 4), 255, dtype=torch.uint8)),
+        ValueError,
+        "target must hold values in [0, 1], or class indices without the class dimension, got 255",
+    ),
+    "class indices in the shape of the logits": (
+        dict(target=torch.arange(24).view(6, 4) % 5),
+        ValueError,
+        "target must hold values in [0, 1], or class indices without the class dimension, got 2",
+    ),
+    "a target below 0": (dict(target=DENSE - 0.25), ValueError, "target must hold values in [0, 1]"),
+    "float class indices": (dict(target=torch.zeros(6)), ValueError, "got (6,) with torch.float32: pass target.long()"),
+    "segmentation": (
+        dict(input=torch.zeros(2, 4, 3, 5), target=torch.zeros(2, 3, 5, dtype=torch.int64)),
+        ValueError,
+        "target must have shape (2, 4, 3) for class indices, got (2, 3, 5): pass class_dim=1",
+    ),
+    "ambiguous classes": (
+        dict(input=torch.zeros(2, 4, 4, 4), target=torch.zeros(2, 4, 4, dtype=torch.int64)),
+        ValueError,
+        "class_dim must be given where both dimension 1 and the last of input could be the classes",
+    ),
     "backend": (dict(backend="cuda"), ValueError, "backend must be one of 'triton', 'eager', got 'cuda'"),
     "no state": (dict(running_counts=None), ValueError, "running_counts must be a tensor of 31 zeros"),
     "state length": (dict(running_counts=torch.zeros(30)), ValueError, "running_counts must have shape (31,)"),
@@ -98,15 +138,15 @@ def test_integers_beside_one_class():
     """They could be a mask, where 1 is the object, or class indices, where 0 is: the loss would learn the opposite."""
     x, labels = torch.tensor([-3.0, 4, 3, 2, -1, 1])[:, None], torch.arange(6) % 2
     for loss in (ghm_triton.ghmc_loss, ghm_triton.GHMCLoss()):
-        with pytest.raises(ValueError, match="target must be floating point beside one class.*class_dim=-1"):
+        with pytest.raises(ValueError, match="target must be bool or floating point beside one class.*class_dim=-1"):
             loss(x, labels)
-        with pytest.raises(ValueError, match=r"target\[1\] must be floating point beside one class"):
+        with pytest.raises(ValueError, match=r"target\[1\] must be bool or floating point beside one class"):
             loss([x.new_zeros(0, 2), x], [labels[:0], labels])
     mask = ghm_triton.ghmc_loss(x, labels.float().view(6, 1))
     indices = ghm_triton.ghmc_loss(x, labels, class_dim=-1)
     assert_close(indices, ghm_triton.ghmc_loss(x, 1 - labels.float().view(6, 1)).double(), LOSS)
     assert abs(indices - mask) > 0.1
-    assert ghm_triton.mmdet.GHMC()(x, labels, torch.ones(6)).isfinite()  # as mmdetection's, where 1 is the background
+    assert mmdet.GHMC()(x, labels, torch.ones(6)).isfinite()  # as mmdetection's, where 1 is the background
 
 
 INTS = [numpy.int64, numpy.uint8, numpy.array, torch.tensor, lambda value: torch.tensor(value, dtype=torch.int32)]
@@ -122,7 +162,7 @@ def test_whole_numbers_of_other_types(number):
     assert torch.equal(ghm_triton.ghm_cross_entropy(logits, LABELS + 1, **options), expected)
     module = ghm_triton.GHMCLoss(bins=number(7))
     assert type(module.bins) is int and module.running_counts.shape == (8,)
-    assert type(ghm_triton.GHMC(bins=number(7)).bins) is int
+    assert type(mmdet.GHMC(bins=number(7)).bins) is int
 
 
 @pytest.mark.parametrize("number", FLOATS)
@@ -197,23 +237,23 @@ def test_ghmr_loss(wrong, error, message):
     [
         (lambda: ghm_triton.GHMCLoss(bins=0), ValueError, "bins"),
         (lambda: ghm_triton.GHMCLoss(momentum=1), ValueError, "momentum"),
-        (lambda: ghm_triton.GHMCLoss(variant="x"), ValueError, "variant"),
+        (lambda: ghm_triton.GHMCLoss(process_group="x"), TypeError, "process_group must be"),
         (lambda: ghm_triton.GHMCLoss(reduction="x"), ValueError, "reduction"),
         (lambda: ghm_triton.GHMCLoss(backend="x"), ValueError, "backend"),
         (lambda: ghm_triton.GHMCLoss(loss_weight="x"), TypeError, "loss_weight"),
         (lambda: ghm_triton.GHMCLoss(exponent=-1), ValueError, "exponent"),
-        (lambda: ghm_triton.GHMC(exponent=2), ValueError, "exponent"),
-        (lambda: ghm_triton.GHMR(exponent="2"), TypeError, "exponent"),
+        (lambda: mmdet.GHMC(exponent=2), ValueError, "exponent"),
+        (lambda: mmdet.GHMR(exponent="2"), TypeError, "exponent"),
         (lambda: ghm_triton.GHMRLoss(mu=0), ValueError, "mu"),
-        (lambda: ghm_triton.GHMC(use_sigmoid=False), NotImplementedError, "use_sigmoid must be True"),
-        (lambda: ghm_triton.GHMC(bins=2.5), TypeError, "bins"),
-        (lambda: ghm_triton.GHMR(mu=-1), ValueError, "mu"),
-        (lambda: ghm_triton.GHMR(reduction="x"), ValueError, "reduction"),
-        (lambda: ghm_triton.GHMC()(X, LABELS, torch.ones(6), reduction_override="x"), ValueError, "reduction_override"),
-        (lambda: ghm_triton.GHMC()(X.int(), LABELS, None), TypeError, "pred must be float32"),
-        (lambda: ghm_triton.GHMC()(X, LABELS, torch.ones(5)), ValueError, r"label_weight must have shape \(6, 4\)"),
-        (lambda: ghm_triton.GHMR()(X, DENSE[1:], None), ValueError, "target must have the shape of pred"),
-        (lambda: ghm_triton.GHMC(momentum=0.7)(X.to("meta"), DENSE.to("meta"), None), ValueError, "acc_sum must be on"),
+        (lambda: mmdet.GHMC(use_sigmoid=False), NotImplementedError, "use_sigmoid must be True"),
+        (lambda: mmdet.GHMC(bins=2.5), TypeError, "bins"),
+        (lambda: mmdet.GHMR(mu=-1), ValueError, "mu"),
+        (lambda: mmdet.GHMR(reduction="x"), ValueError, "reduction"),
+        (lambda: mmdet.GHMC()(X, LABELS, torch.ones(6), reduction_override="x"), ValueError, "reduction_override"),
+        (lambda: mmdet.GHMC()(X.int(), LABELS, None), TypeError, "pred must be float32"),
+        (lambda: mmdet.GHMC()(X, LABELS, torch.ones(5)), ValueError, r"label_weight must have shape \(6, 4\)"),
+        (lambda: mmdet.GHMR()(X, DENSE[1:], None), ValueError, "target must have the shape of pred"),
+        (lambda: mmdet.GHMC(momentum=0.7)(X.to("meta"), DENSE.to("meta"), None), ValueError, "acc_sum must be on"),
     ],
 )
 def test_modules(make, error, message):

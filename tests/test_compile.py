@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from calls import ghmc_loss, ghmr_loss
 from compare import LayerWithLoss, logits
-from ghm_triton import GHMC, GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMRLoss
 from ghm_triton.backend import kernels
-from ghm_triton.conventions import Population, floor_misses_edges
+from ghm_triton.mmdet import GHMC
 from ghm_triton.options import Options
+from ghm_triton.population import Population
+from ghm_triton.regions import floor_misses_edges
 from tolerances import assert_close
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")

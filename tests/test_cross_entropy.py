@@ -9,13 +9,14 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from calls import ghm_cross_entropy, ghmc_loss
 from compare import logits
-from ghm_triton import GHMCrossEntropyLoss, ghm_cross_entropy, ghmc_loss
-from ghm_triton.class_scores import check_examples
-from ghm_triton.conventions import region_edges
+from ghm_triton import GHMCrossEntropyLoss
 from ghm_triton.eager import compute_loss
 from ghm_triton.eager.cross_entropy import CrossEntropyLevel
+from ghm_triton.layout import lay_out_rows
 from ghm_triton.options import Options
+from ghm_triton.regions import region_edges
 from tolerances import GRADIENT, LOSS, ROUNDING, SMALLEST, assert_close
 
 # Softmax in float32: |z - max| up to 30 rounds p by 30 * 2^-24, and 1 - p has an absolute error of 2^-23.
@@ -334,7 +335,7 @@ def test_no_copy_of_the_logits(device):
     """Contiguous, channels-last and token layouts reach the operators as views."""
     x = torch.randn(2, 6, 4, 5)
     for given in (x, x.contiguous(memory_format=torch.channels_last), x.movedim(1, -1).contiguous().movedim(-1, 1)):
-        population, shape = check_examples(given, torch.zeros(2, 4, 5, dtype=torch.int64), OPTIONS)
+        population, shape = lay_out_rows(given, torch.zeros(2, 4, 5, dtype=torch.int64), OPTIONS)
         assert population.inputs[0].data_ptr() == given.data_ptr() and population.inputs[0].is_contiguous()
         assert shape == (2, 4, 5)
 
@@ -350,7 +351,7 @@ def test_eager_copies_no_logits():
     for x in (torch.randn(4, 5, 6)[::2], torch.randn(5, 12).t()):
         target = torch.zeros(x.shape[:1] + x.shape[2:], dtype=torch.int64)
         with NoCopy():
-            population, _ = check_examples(x, target, OPTIONS)
+            population, _ = lay_out_rows(x, target, OPTIONS)
             compute_loss(population, None, OPTIONS._replace(grad=True))
 
 

@@ -1,12 +1,11 @@
-"""density() against the elements themselves; what a state dict says of the state; modules from the meta device."""
-
-import io
+"""density() against the elements themselves, and its figure; modules from the meta device."""
 
 import pytest
 import torch
 
 from compare import logits
-from ghm_triton import GHMC, GHMR, GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
+from ghm_triton.mmdet import GHMC, GHMR
 
 NEARLY_NOTHING = 1e-6  # a momentum with which the moving average is the last call
 
@@ -24,21 +23,20 @@ def elements(kind, x, target):
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5, 0.0])
-@pytest.mark.parametrize("variant", ["paper", "mmdet"])
 @pytest.mark.parametrize("kind", ["c", "r"])
-def test_weights_give_the_loss(kind, variant, exponent, backend, device):
+def test_weights_give_the_loss(kind, exponent, backend, device):
     """The mean of weight times loss over the elements, with weights from density(), is the loss that came."""
     x = logits(300, 8).to(device) * (2.0 if kind == "c" else 0.1)
     target = (torch.rand(300, 8, generator=torch.Generator().manual_seed(1)) > 0.9).float().to(device) * (kind == "c")
     make = GHMCLoss if kind == "c" else GHMRLoss
-    loss = make(momentum=NEARLY_NOTHING, variant=variant, exponent=exponent, backend=backend)
+    loss = make(momentum=NEARLY_NOTHING, exponent=exponent, backend=backend)
     loss = loss.to(device)
     value = loss(x, target)
     edges, counts, weights, shares = loss.density()
     norm, losses = elements(kind, x, target)
     region = (torch.bucketize(norm.float(), edges, right=True) - 1).clamp(max=loss.bins - 1)
     assert torch.equal(edges, torch.arange(loss.bins + 1, device=device) / loss.bins)
-    # 1e-5: "mmdet" divides by N + 1.2e-7, and a share of 1e-6 of an empty state is in its average.
+    # 1e-5: a share of 1e-6 of an empty state is in the average.
     found = torch.bincount(region.flatten(), minlength=loss.bins)
     torch.testing.assert_close(counts, found.float(), rtol=1e-5, atol=0)
     torch.testing.assert_close((weights[region].double() * losses).mean().float(), value.float(), rtol=1e-5, atol=0)
@@ -50,7 +48,7 @@ def test_weights_give_the_loss(kind, variant, exponent, backend, device):
 
 def test_density_is_the_moving_average(device):
     """What the next evaluation weighs with: two calls, the second three times as many elements."""
-    loss = GHMCLoss(bins=4, momentum=0.5).to(device)
+    loss = GHMCLoss(bins=4, momentum=0.5, exponent=1.0).to(device)
     assert not any(tensor.any() for tensor in loss.density()[1:])
     loss(torch.full((10, 1), -2.0, device=device), torch.zeros(10, 1, device=device))  # norm 0.12: region 0
     loss(torch.full((30, 1), 2.0, device=device), torch.zeros(30, 1, device=device))  # norm 0.88: region 3
@@ -66,23 +64,24 @@ def test_density_needs_an_average():
         GHMCLoss(momentum=0.0).density()
 
 
-@pytest.mark.parametrize("make", [GHMCLoss, GHMRLoss])
-def test_a_state_of_the_other_variant_is_refused(make):
-    """Nine regions and the constant 1 of "paper" have the shape of ten regions of "mmdet"."""
-    file = io.BytesIO()
-    torch.save(make(bins=9).state_dict(), file)
-    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    other = make(bins=10, variant="mmdet")
-    with pytest.raises(RuntimeError, match="running_counts must be of variant 'mmdet', got variant 'paper'"):
-        other.load_state_dict(state)
-    assert not other.running_counts.any()
-    make(bins=9).load_state_dict(state)
-    other.load_state_dict(make(bins=10, variant="mmdet").state_dict())
+def test_plot(device):
+    """One figure with three panels, whose bars are the numbers."""
+    figures = pytest.importorskip("matplotlib.figure")
+    loss = GHMCLoss(bins=5).to(device)
+    loss(logits(50, 3).to(device), torch.full((50,), -1, device=device))
+    density = loss.density()
+    figure = density.plot()
+    assert density.plot(figure=figures.Figure()) is not figure
+    for axes, values in zip(figure.axes, (density.counts, density.weights, density.shares), strict=True):
+        bars = axes.patches
+        assert [bar.get_height() for bar in bars] == values.tolist() and axes.get_ylabel()
+        assert bars[0].get_x() == pytest.approx(0.01) and bars[-1].get_x() == pytest.approx(0.81)
+    assert figure.axes[-1].get_xlabel() == "gradient norm g"
 
 
 MAKERS = {
     "GHMCLoss": GHMCLoss,
-    "GHMRLoss mmdet": lambda: GHMRLoss(variant="mmdet"),
+    "GHMRLoss": GHMRLoss,
     "GHMCrossEntropyLoss": GHMCrossEntropyLoss,
     "GHMC": lambda: GHMC(momentum=0.5),
     "GHMR": lambda: GHMR(momentum=0.5),

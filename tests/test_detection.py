@@ -13,7 +13,8 @@ pytest.importorskip("tqdm")
 
 import numpy
 
-from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from calls import ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_drawing import SceneStyle, split_digits, split_photographs
 from ghm_triton.detection.data.digit_scenes import DigitScenes

@@ -13,7 +13,8 @@ for module in ("pycocotools", "sklearn", "matplotlib"):
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssd import SSD
 
-from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghm_cross_entropy, ghmr_loss
+from calls import ghm_cross_entropy, ghmr_loss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ghm_triton.detection import digits, harmonize, train
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.builder import build_model

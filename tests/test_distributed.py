@@ -9,8 +9,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
+from calls import ghmc_loss, ghmr_loss
 from compare import logits
-from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ghm_triton.backend import kernels
 from tolerances import LOSS
 

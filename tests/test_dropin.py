@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import ghm_triton
 from compare import logits
+from ghm_triton import mmdet
 from oracle import norms, one_hot, regions
 from tolerances import GRADIENT, LOSS, assert_close
 
@@ -52,7 +52,7 @@ def levels():
 @pytest.mark.parametrize("momentum", [0, 0.75])
 def test_ghmc_of_a_dense_head(momentum):
     """Level by level, five times a step, with one state that every call updates, also in eval()."""
-    loss, loop = ghm_triton.GHMC(bins=30, momentum=momentum, loss_weight=2.0), Loop("c", 30, momentum, loss_weight=2.0)
+    loss, loop = mmdet.GHMC(bins=30, momentum=momentum, loss_weight=2.0), Loop("c", 30, momentum, loss_weight=2.0)
     for step in range(2):
         loss.train(step == 0)
         for scores, labels, weights in levels():
@@ -71,7 +71,7 @@ def test_ghmc_of_a_dense_head(momentum):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_ghmr_of_a_dense_head(momentum, reduction):
     """Box weights are 1 for positives and 0 elsewhere; 'mean' divides by their sum and float32's epsilon."""
-    loss = ghm_triton.GHMR(0.02, 10, momentum, 10.0)
+    loss = mmdet.GHMR(0.02, 10, momentum, 10.0)
     loop = Loop("r", 10, momentum, loss_weight=10.0)
     for seed in range(3):
         target = logits(50, 4, seed=seed, mean=0, std=1)
@@ -87,14 +87,14 @@ def test_ghmr_of_a_dense_head(momentum, reduction):
 def test_positional_and_keyword_calls():
     """GHMC swallows keywords that it does not know, as heads pass them to all their losses; GHMR does not."""
     (scores, labels, weights), *_ = levels()
-    loss = ghm_triton.GHMC(10, 0, True, 1.0, "mean")
+    loss = mmdet.GHMC(10, 0, True, 1.0, "mean")
     expected = loss(scores, labels, weights)
     assert torch.equal(loss(scores, labels, weights, None, avg_factor=3, epoch=7), expected)
     assert torch.equal(loss(pred=scores, target=labels, label_weight=weights), expected)
     assert_close(loss(scores, one_hot(labels, 80).float(), weights[:, None].expand(-1, 80)), expected, LOSS)
     assert torch.equal(loss(scores, labels, weights[:, None]), expected)  # [N, 1], as mmdetection takes it
     assert loss(scores, labels, weights, "none").shape == scores.shape
-    box = ghm_triton.GHMR(mu=0.02, bins=10, momentum=0, loss_weight=1.0, reduction="mean")
+    box = mmdet.GHMR(mu=0.02, bins=10, momentum=0, loss_weight=1.0, reduction="mean")
     boxes = torch.ones(4, 4)
     assert torch.equal(box(boxes, boxes * 2, boxes, 3, "sum"), box(boxes, boxes * 2, boxes, reduction_override="sum"))
     with pytest.raises(TypeError):
@@ -103,14 +103,14 @@ def test_positional_and_keyword_calls():
 
 def test_defaults_and_checkpoint_keys():
     """Constructors, buffers and keys of mmdetection's classes; a checkpoint of theirs loads strictly and is used."""
-    loss, box = ghm_triton.GHMC(), ghm_triton.GHMR()
+    loss, box = mmdet.GHMC(), mmdet.GHMR()
     assert (loss.bins, loss.momentum, loss.use_sigmoid, loss.loss_weight, loss.reduction) == (10, 0, True, 1.0, "mean")
     assert (box.mu, box.bins, box.momentum, box.loss_weight, box.reduction) == (0.02, 10, 0, 1.0, "mean")
     assert list(loss.state_dict()) == list(box.state_dict()) == ["edges"]
     edges = torch.arange(31).float() / 30
     edges[-1] += 1e-6
-    loss = ghm_triton.GHMC(bins=30, momentum=0.75)
-    assert torch.equal(loss.edges, edges) and ghm_triton.GHMR().edges[-1] == 1e3
+    loss = mmdet.GHMC(bins=30, momentum=0.75)
+    assert torch.equal(loss.edges, edges) and mmdet.GHMR().edges[-1] == 1e3
     checkpoint = {"edges": edges, "acc_sum": torch.linspace(0, 1e6, 30)}
     assert set(loss.state_dict()) == set(checkpoint)
     loss.load_state_dict(checkpoint, strict=True)
@@ -130,10 +130,10 @@ def test_16_bit_predictions():
     labels, weights = torch.full((2000,), 80), torch.ones(2000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores.requires_grad_()
-        value = ghm_triton.GHMC(bins=30)(scores, labels, weights)
-        every = ghm_triton.GHMC(bins=30)(scores, labels, weights, "none")
+        value = mmdet.GHMC(bins=30)(scores, labels, weights)
+        every = mmdet.GHMC(bins=30)(scores, labels, weights, "none")
         boxes = torch.randn(5, 4, dtype=torch.bfloat16)
-        assert ghm_triton.GHMR()(boxes, boxes.float() + 0.01, torch.ones(5, 4)).dtype == torch.float32
+        assert mmdet.GHMR()(boxes, boxes.float() + 0.01, torch.ones(5, 4)).dtype == torch.float32
     value.backward()
     expected = (F.softplus(torch.tensor(-9.0)) + F.softplus(torch.tensor(5.0))) / 2
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -145,21 +145,21 @@ def test_half_module_keeps_g_of_1():
     """In half the last edge 1 + 1e-6 becomes 1, and g = 1 falls out of all regions: buffers stay float32 here."""
     scores = torch.tensor([[40.0, -1.0]])
     labels, weights = torch.tensor([2]), torch.ones(1)
-    loss = ghm_triton.GHMC(bins=10, momentum=0.5).half()
+    loss = mmdet.GHMC(bins=10, momentum=0.5).half()
     value = loss(scores, labels, weights)
     assert loss.acc_sum[9] == 0.5 and value > 40 / 2
 
 
 def test_ignored_nan_stays_out():
     (scores, labels, weights), *_ = levels()
-    clean = ghm_triton.GHMC(bins=30)(scores, labels, weights)
+    clean = mmdet.GHMC(bins=30)(scores, labels, weights)
     scores[weights == 0] = float("nan")
     assert (weights == 0).any()
-    assert torch.equal(ghm_triton.GHMC(bins=30)(scores, labels, weights), clean)
+    assert torch.equal(mmdet.GHMC(bins=30)(scores, labels, weights), clean)
 
 
 def test_without_mmdetection(monkeypatch):
     """The error names mmdetection. tests/test_mmdet_package.py registers the classes in the real package."""
     monkeypatch.setitem(sys.modules, "mmdet", None)
     with pytest.raises(ImportError, match="needs mmdetection 3.x, which cannot be imported: .*mmdet"):
-        ghm_triton.register_mmdet()
+        mmdet.register_mmdet()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
 
+from calls import ghmc_loss, ghmr_loss
 from compare import LayerWithLoss, logits
-from ghm_triton import ghmc_loss, ghmr_loss
 
 
 @pytest.fixture

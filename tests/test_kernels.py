@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
+from calls import ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss
 from ghm_triton.options import Options
 from loops import Loop, assert_agrees, off_edges
 from tolerances import GRADIENT, LOSS, ROUNDING, SIGMOID, assert_close
@@ -153,7 +154,7 @@ def test_arguments_that_are_not_contiguous(make, backend, device, draw):
         "transposed": lambda t: t.T.contiguous().T if t.dim() == 2 else torch.stack([t, t], 1)[:, 0],
     }[make]
     x = torch.randn(40, 9, generator=draw).to(device)
-    dense, label = torch.rand(40, 9, generator=draw).to(device), torch.arange(40, device=device) % 11
+    dense, label = torch.rand(40, 9, generator=draw).to(device), torch.arange(40, device=device) % 10
     weights = torch.rand(40, 9, generator=draw).to(device) - 0.2, torch.rand(40, generator=draw).to(device) - 0.2
     upstream = torch.randn(40, 9, generator=draw).to(device)
     for function, target in ((ghmc_loss, label), (ghmc_loss, dense), (ghmr_loss, dense)):

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
+import calls
 import ghm_triton
 from compare import check_ghmc, check_ghmr, evaluate, logits
+from ghm_triton import mmdet
 from oracle import harmonize, one_hot
 
 INF, NAN = float("inf"), float("nan")
@@ -46,9 +48,9 @@ def test_several_steps_of_ghmr(backend, device):
 def test_first_step_is_that_of_no_momentum(momentum, backend, device):
     """An average that starts from 0 uncorrected would make the first loss 1 / (1 - momentum) times too large."""
     x, target = batch(2)
-    plain, _ = evaluate(ghm_triton.ghmc_loss, x, target, backend=backend, device=device)
+    plain, _ = evaluate(calls.ghmc_loss, x, target, backend=backend, device=device)
     first, _ = evaluate(
-        ghm_triton.ghmc_loss,
+        calls.ghmc_loss,
         x,
         target,
         backend=backend,
@@ -73,12 +75,12 @@ def test_resuming_continues_to_the_bit():
 
 def test_eval_uses_the_state_and_leaves_it(backend):
     """In eval() a "paper" module takes the density from the state, and the call's counts where it has none."""
-    loss = ghm_triton.GHMCLoss(class_dim=-1, bins=4, momentum=0.5, backend=backend)
+    loss = ghm_triton.GHMCLoss(class_dim=-1, bins=4, exponent=1.0, momentum=0.5, backend=backend)
     x = torch.tensor([[-3.0], [-2.5], [-0.3], [3.0]])  # regions 0, 0, 1, 3
     target = torch.full((4,), -1)
     loss.eval()
     fresh = loss(x, target)
-    assert fresh.item() == pytest.approx(ghm_triton.ghmc_loss(x, target, class_dim=-1, bins=4).item(), rel=1e-6)
+    assert fresh.item() == pytest.approx(calls.ghmc_loss(x, target, class_dim=-1, bins=4).item(), rel=1e-6)
     assert loss.running_counts.eq(0).all()
     loss.train()
     loss(x[:2], target[:2])
@@ -98,8 +100,8 @@ def test_state_stays_float32(cast):
     for module in (
         ghm_triton.GHMCLoss(),
         ghm_triton.GHMRLoss(),
-        ghm_triton.GHMC(momentum=0.5),
-        ghm_triton.GHMR(momentum=0.5),
+        mmdet.GHMC(momentum=0.5),
+        mmdet.GHMR(momentum=0.5),
     ):
         for buffer in module.buffers():
             buffer.fill_(16_777_217.0 - 1)
@@ -119,7 +121,7 @@ def test_nothing_counted(momentum, backend, device):
         target = torch.zeros(len(x), dtype=torch.int64)
         for reduction in ("mean", "sum", "none"):
             value, grad = evaluate(
-                ghm_triton.ghmc_loss,
+                calls.ghmc_loss,
                 x,
                 target,
                 weight,
@@ -131,7 +133,7 @@ def test_nothing_counted(momentum, backend, device):
             )
             assert (value == 0).all() and (grad == 0).all()
         value, grad = evaluate(
-            ghm_triton.ghmr_loss,
+            calls.ghmr_loss,
             x,
             torch.zeros_like(x),
             weight,
@@ -155,17 +157,15 @@ def test_nan(kind, dtype, backend, device):
     x[3, 2] = NAN
     state = torch.zeros(31)
     options = dict(momentum=0.5, running_counts=state, backend=backend, device=device)
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, **options)
+    value, grad = evaluate(calls.ghmc_loss, x, target, **options)
     assert value.isnan() and state.isfinite().all()
     assert grad.isnan().nonzero().tolist() == [[3, 2]]
     weight = torch.ones(30)
     weight[3] = 0
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, weight, **options)
-    clean, clean_grad = evaluate(
-        ghm_triton.ghmc_loss, x.nan_to_num(0.0), target, weight, backend=backend, device=device
-    )
+    value, grad = evaluate(calls.ghmc_loss, x, target, weight, **options)
+    clean, clean_grad = evaluate(calls.ghmc_loss, x.nan_to_num(0.0), target, weight, backend=backend, device=device)
     assert value.isfinite() and grad.isfinite().all() and (grad[3] == 0).all()
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, weight, backend=backend, device=device)
+    value, grad = evaluate(calls.ghmc_loss, x, target, weight, backend=backend, device=device)
     assert torch.equal(value, clean) and torch.equal(grad, clean_grad)
 
 
@@ -178,7 +178,7 @@ def test_infinite_logits(kind, backend, device):
         target = one_hot(target, 4).float()
     state = torch.zeros(31)
     losses, grad = evaluate(
-        ghm_triton.ghmc_loss, x, target, reduction="none", running_counts=state, backend=backend, device=device
+        calls.ghmc_loss, x, target, reduction="none", running_counts=state, backend=backend, device=device
     )
     assert losses.isinf().tolist() == [[False] * 4, [True, True, False, False], [False] * 4]
     assert losses[0, 0] == 0 and losses[0, 1] == 0 and losses[0, 3] == 0
@@ -188,9 +188,7 @@ def test_infinite_logits(kind, backend, device):
 
 def test_infinite_deltas(backend, device):
     x = torch.tensor([[INF, -INF, 1e30, 0.0]])
-    losses, grad = evaluate(
-        ghm_triton.ghmr_loss, x, torch.zeros(1, 4), reduction="none", backend=backend, device=device
-    )
+    losses, grad = evaluate(calls.ghmr_loss, x, torch.zeros(1, 4), reduction="none", backend=backend, device=device)
     assert losses.isinf().tolist() == [[True, True, False, False]] and losses[0, 3] == 0
     assert grad.isfinite().all() and grad[0, 0] > 0 > grad[0, 1] and grad[0, 3] == 0
 
@@ -221,7 +219,7 @@ def test_a_decayed_average_keeps_its_share(backend, device):
 @pytest.mark.parametrize("variant", ["paper", "mmdet"])
 def test_a_nan_in_the_state_shows(variant, exponent, backend, device):
     """A state that was damaged must not give a plausible loss on one backend only."""
-    loss = ghm_triton.GHMCLoss(bins=3, variant=variant, exponent=exponent, backend=backend).to(device)
-    loss.running_counts[0] = float("nan")
-    value = loss(torch.tensor([-3.0, 3.0, 0.1], device=device), torch.zeros(3, device=device))
+    state = torch.tensor([float("nan"), 0, 0] + [0] * (variant == "paper"), device=device)
+    options = dict(bins=3, variant=variant, momentum=0.75, running_counts=state, exponent=exponent, backend=backend)
+    value = calls.ghmc_loss(torch.tensor([-3.0, 3.0, 0.1], device=device), torch.zeros(3, device=device), **options)
     assert value.isnan()

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from calls import ghmc_loss, ghmr_loss
 from compare import check_ghmc, clear_of_edges, evaluate
-from ghm_triton import GHMCLoss, GHMRLoss, ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss, GHMRLoss
 from ghm_triton.eager.harmonize import _average
 from ghm_triton.options import Options
 from tolerances import GRADIENT, LOSS, assert_close

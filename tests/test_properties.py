@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calls import ghmc_loss, ghmr_loss
 from conftest import examples
-from ghm_triton import GHMCLoss, ghmc_loss, ghmr_loss
+from ghm_triton import GHMCLoss
 from loops import Loop, assert_agrees, expand, off_edges
 from tolerances import assert_close
 

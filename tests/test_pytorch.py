@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ghm_triton
+import calls
 from compare import clear_of_edges, evaluate, logits
 from conftest import DEVICE, examples
 from oracle import harmonize, norms, one_hot, regions
@@ -22,30 +22,30 @@ def test_gradcheck(variant, reduction):
         regions("c", x.detach() - 1e-3, one_hot(labels, 2), 10), regions("c", x.detach() + 1e-3, one_hot(labels, 2), 10)
     )
     options = dict(bins=10, variant=variant, reduction=reduction)
-    torch.autograd.gradcheck(lambda x: ghm_triton.ghmc_loss(x, labels, **options), x)
-    torch.autograd.gradcheck(lambda x: ghm_triton.ghmc_loss(x, one_hot(labels, 2) * 0.9, **options), x)
+    torch.autograd.gradcheck(lambda x: calls.ghmc_loss(x, labels, **options), x)
+    torch.autograd.gradcheck(lambda x: calls.ghmc_loss(x, one_hot(labels, 2) * 0.9, **options), x)
     aim = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     options["mu"] = 0.7
-    torch.autograd.gradcheck(lambda x, aim: ghm_triton.ghmr_loss(x, aim, **options), (x, aim))
+    torch.autograd.gradcheck(lambda x, aim: calls.ghmr_loss(x, aim, **options), (x, aim))
 
 
 def test_incoming_gradients(backend, device):
     """The incoming gradient is one number or one per element. Loss scaling does not overflow."""
     x, labels = logits(50, 6).to(device).requires_grad_(), torch.randint(-1, 6, (50,), device=device)
-    (plain,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, backend=backend), x)
-    (scaled,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, backend=backend) * 65536, x)
+    (plain,) = torch.autograd.grad(calls.ghmc_loss(x, labels, backend=backend), x)
+    (scaled,) = torch.autograd.grad(calls.ghmc_loss(x, labels, backend=backend) * 65536, x)
     assert_close(scaled.cpu(), plain.double().cpu() * 65536, GRADIENT)
     factors = torch.rand(50, 6, device=device)
-    losses = ghm_triton.ghmc_loss(x, labels, reduction="none", backend=backend)
+    losses = calls.ghmc_loss(x, labels, reduction="none", backend=backend)
     (mixed,) = torch.autograd.grad((losses * factors).sum(), x)
-    (ones,) = torch.autograd.grad(ghm_triton.ghmc_loss(x, labels, reduction="sum", backend=backend), x)
+    (ones,) = torch.autograd.grad(calls.ghmc_loss(x, labels, reduction="sum", backend=backend), x)
     assert_close(mixed.cpu(), (ones.double() * factors).cpu(), 2 * GRADIENT)
 
 
 def test_backward_twice_with_retain_graph(backend, device):
     """Nothing that backward needs is consumed by it."""
     x, labels = logits(20, 3).to(device).requires_grad_(), torch.randint(-1, 3, (20,), device=device)
-    loss = ghm_triton.ghmc_loss(x, labels, backend=backend)
+    loss = calls.ghmc_loss(x, labels, backend=backend)
     first, second = (torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -55,7 +55,7 @@ def test_changed_input_is_noticed(device):
     pytest.importorskip("triton")
     x = logits(20, 3).to(device).requires_grad_()
     z = x * 1.0
-    loss = ghm_triton.ghmc_loss(z, torch.zeros(20, dtype=torch.int64, device=device), backend="triton")
+    loss = calls.ghmc_loss(z, torch.zeros(20, dtype=torch.int64, device=device), backend="triton")
     z.data.add_(0)  # .data does not count
     z.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -66,7 +66,7 @@ def test_results_can_be_changed_in_place(backend, device):
     """As of any other loss: `loss *= weight` on a number or on the losses of the elements."""
     x, labels = logits(23, 7).to(device).requires_grad_(), torch.randint(-1, 7, (23,), device=device)
     for reduction in ("mean", "none"):
-        loss = ghm_triton.ghmc_loss(x, labels, reduction=reduction, backend=backend)
+        loss = calls.ghmc_loss(x, labels, reduction=reduction, backend=backend)
         loss *= 2
         loss.sum().backward()
 
@@ -75,16 +75,16 @@ def test_targets_made_in_inference_mode(backend, device):
     with torch.inference_mode():
         labels = torch.zeros(23, dtype=torch.int64, device=device)
     x = logits(23, 7).to(device).requires_grad_()
-    ghm_triton.ghmc_loss(x, labels, backend=backend).backward()
+    calls.ghmc_loss(x, labels, backend=backend).backward()
     assert x.grad.abs().sum() > 0
 
 
 def test_targets_outside_0_and_1_fall_into_the_last_region(backend, device):
-    """They are a mistake that is not looked for, but no index may leave its table for them."""
+    """The kernels and mmdetection's formulas do not look for this mistake, but no index may leave its table for it."""
     for target in (1.04, 1.1, 1e30):
-        state = torch.zeros(31, device=device)
+        state = torch.zeros(30, device=device)
         x, t = torch.full((4, 4), -20.0, device=device), torch.full((4, 4), target, device=device)
-        ghm_triton.ghmc_loss(x, t, running_counts=state, backend=backend)
+        calls.ghmc_loss(x, t, variant="mmdet", running_counts=state, backend=backend)
         assert state[29] == 16
 
 
@@ -129,7 +129,7 @@ def check(problem, kind, backend, device):
     expanded = None if weight is None else (weight[:, None] if weight.dim() == 1 else weight).expand_as(x)
     expected, gradient, _ = harmonize(kind, x, full, expanded, **options)
     given = x.T.contiguous().T if transposed else x
-    function = ghm_triton.ghmc_loss if kind == "c" else ghm_triton.ghmr_loss
+    function = calls.ghmc_loss if kind == "c" else calls.ghmr_loss
     aim = full.float() if dense else target
     value, grad = evaluate(function, given, aim, weight, backend=backend, device=device, **options)
     _, losses, slope = norms(kind, x, full)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import ghm_triton
+import calls
 from compare import check_ghmc, check_ghmr, clear_of_edges, evaluate, logits
 from oracle import harmonize, norms, one_hot, regions
 from tolerances import GRADIENT, LOSS, assert_close
@@ -13,10 +13,10 @@ VARIANTS, REDUCTIONS = ["paper", "mmdet"], ["mean", "sum", "none"]
 
 
 def labels(anchors, classes, seed=1):
-    """A third background as -1, C and beyond, the rest classes."""
+    """A third background as -1 and C, the rest classes."""
     generator = torch.Generator().manual_seed(seed)
     found = torch.randint(0, max(1, classes), (anchors,), generator=generator)
-    background = torch.tensor([-1, classes, classes + 7])[torch.randint(0, 3, (anchors,), generator=generator)]
+    background = torch.tensor([-1, classes])[torch.randint(0, 2, (anchors,), generator=generator)]
     return torch.where(torch.rand(anchors, generator=generator) < 0.34, background, found)
 
 
@@ -39,7 +39,7 @@ def test_ghmc_shapes_and_targets(shape, kind, backend, device, two_programs):
         check_ghmc(x, target, backend=backend, device=device)
         return
     # p - t cancels for soft targets: its error is that of p, a few units of 2^-24 of p and t, not of the difference
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, backend=backend, device=device)
+    value, grad = evaluate(calls.ghmc_loss, x, target, backend=backend, device=device)
     loss, gradient, _ = harmonize("c", x, target, bins=30)
     _, _, slope = norms("c", x, target)
     beta = torch.where(slope == 0, 0.0, gradient / slope).abs()
@@ -94,9 +94,7 @@ def test_regions_match_the_edges(bins, backend, device):
     for positive in (False, True):
         x_signed, target = (-x, torch.ones_like(x)) if positive else (x, torch.zeros_like(x))
         state = torch.zeros(bins + 1)
-        evaluate(
-            ghm_triton.ghmc_loss, x_signed, target, bins=bins, running_counts=state, backend=backend, device=device
-        )
+        evaluate(calls.ghmc_loss, x_signed, target, bins=bins, running_counts=state, backend=backend, device=device)
         expected = torch.bincount(regions("c", x_signed, target, bins), minlength=bins)
         moved = (state[:bins].cumsum(0) - expected.cumsum(0)).abs()
         assert state[:bins].sum() == len(x)
@@ -120,7 +118,7 @@ def test_dtypes(dtype, backend, device):
 def test_float64_is_exact_to_float64(device):
     """The float64 path computes in float64 throughout."""
     x, target = logits(60, 20).double(), labels(60, 20)
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, device=device)
+    value, grad = evaluate(calls.ghmc_loss, x, target, device=device)
     loss, gradient, _ = harmonize("c", x, one_hot(target, 20), bins=30)
     assert_close(value, loss, 1e-13)
     assert_close(grad, gradient, 1e-12)
@@ -135,8 +133,8 @@ def test_levels_are_one_population(backend, device, two_programs):
     whole, aim, weight = torch.cat(parts), torch.cat(aims), torch.cat(weights)
     for reduction in ("mean", "none"):
         options = dict(reduction=reduction, bins=bins, backend=backend, device=device)
-        value, grads = evaluate(ghm_triton.ghmc_loss, parts, aims, weights, **options)
-        expected, gradient = evaluate(ghm_triton.ghmc_loss, whole, aim, weight, **options)
+        value, grads = evaluate(calls.ghmc_loss, parts, aims, weights, **options)
+        expected, gradient = evaluate(calls.ghmc_loss, whole, aim, weight, **options)
         value = torch.cat(value) if reduction == "none" else value
         assert_close(value, expected, LOSS)
         assert_close(torch.cat(grads), gradient, GRADIENT)
@@ -148,10 +146,8 @@ def test_levels_of_ghmr(backend, device):
     """As for GHM-C, a tuple with gradients for its targets."""
     aims = [logits(n, 4, seed=n) for n in (70, 0, 3)]
     parts = [aim + logits(len(aim), 4, seed=1, mean=0, std=0.03) for aim in aims]
-    value, grads = evaluate(ghm_triton.ghmr_loss, tuple(parts), tuple(aims), backend=backend, device=device)
-    expected, gradient = evaluate(
-        ghm_triton.ghmr_loss, torch.cat(parts), torch.cat(aims), backend=backend, device=device
-    )
+    value, grads = evaluate(calls.ghmr_loss, tuple(parts), tuple(aims), backend=backend, device=device)
+    expected, gradient = evaluate(calls.ghmr_loss, torch.cat(parts), torch.cat(aims), backend=backend, device=device)
     assert_close(value, expected, LOSS)
     assert_close(torch.cat(grads), gradient, GRADIENT)
 
@@ -166,7 +162,7 @@ def test_many_tiles_per_program(backend, device, two_programs):
 
 def test_target_of_ghmr_gets_the_opposite_gradient(backend, device):
     x, target = logits(50, 4).to(device).requires_grad_(), logits(50, 4, seed=1).to(device).requires_grad_()
-    ghm_triton.ghmr_loss(x, target, backend=backend).backward()
+    calls.ghmr_loss(x, target, backend=backend).backward()
     assert x.grad.abs().sum() > 0
     assert torch.equal(x.grad, -target.grad)
 
@@ -182,8 +178,8 @@ def test_strides(make, backend, device):
         "offset": lambda: base.flatten()[3:-2],
     }[make]()
     target = one_hot(labels(x.numel(), 1), 1).view(x.shape).float()
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, backend=backend, device=device)
-    expected, gradient = evaluate(ghm_triton.ghmc_loss, x.contiguous(), target, backend=backend, device=device)
+    value, grad = evaluate(calls.ghmc_loss, x, target, backend=backend, device=device)
+    expected, gradient = evaluate(calls.ghmc_loss, x.contiguous(), target, backend=backend, device=device)
     assert torch.equal(value, expected) and torch.equal(grad, gradient)
 
 
@@ -206,7 +202,7 @@ def test_one_region_is_binary_cross_entropy(backend, device):
     """bins=1 gives every element the same weight: plain binary cross entropy, to the same accuracy."""
     x = logits(300, 7, std=4)
     target = one_hot(labels(300, 7), 7)
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target.float(), bins=1, backend=backend, device=device)
+    value, grad = evaluate(calls.ghmc_loss, x, target.float(), bins=1, backend=backend, device=device)
     wide = x.double().requires_grad_()
     F.binary_cross_entropy_with_logits(wide, target).backward()
     assert_close(value, F.binary_cross_entropy_with_logits(x.double(), target), LOSS)
@@ -235,8 +231,8 @@ def test_exponent_1_is_the_paper_to_the_bit(backend, device):
     options = dict(reduction="none", backend=backend, device=device)
     region = regions("c", x, one_hot(target, 5), 30)
     beta = (x.numel() / (region.flatten().bincount(minlength=30).double() * 30))[region].float()
-    plain, _ = evaluate(ghm_triton.ghmc_loss, x, target, bins=1, exponent=1, **options)
-    value, _ = evaluate(ghm_triton.ghmc_loss, x, target, bins=30, exponent=1, **options)
+    plain, _ = evaluate(calls.ghmc_loss, x, target, bins=1, exponent=1, **options)
+    value, _ = evaluate(calls.ghmc_loss, x, target, bins=30, exponent=1, **options)
     if device == "cpu":
         assert torch.equal(value, beta * plain)
     else:  # a GPU's division may be two units in the last place off
@@ -248,17 +244,17 @@ def test_exponent_0_is_cross_entropy_and_asl1(backend, device):
     x, target, mu = logits(60, 5), torch.rand(60, 5, generator=torch.Generator().manual_seed(2)).round(), 0.02
     state = torch.rand(31, generator=torch.Generator().manual_seed(3)) * 100
     options = dict(exponent=0, backend=backend, device=device)
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, **options)
+    value, grad = evaluate(calls.ghmc_loss, x, target, **options)
     wide = x.double().requires_grad_()
     expected = F.binary_cross_entropy_with_logits(wide, target.double())
     expected.backward()
     assert_close(value, expected.detach(), LOSS)
     assert_close(grad, wide.grad, GRADIENT)
-    each, _ = evaluate(ghm_triton.ghmc_loss, x, target, momentum=0.5, running_counts=state, reduction="none", **options)
+    each, _ = evaluate(calls.ghmc_loss, x, target, momentum=0.5, running_counts=state, reduction="none", **options)
     ratio = each.double().cpu() / F.binary_cross_entropy_with_logits(x.double(), target.double(), reduction="none")
     assert_close(ratio, ratio[0, 0].expand_as(ratio), GRADIENT)  # one factor, N over what the average adds up to
 
-    value, grad = evaluate(ghm_triton.ghmr_loss, x, torch.zeros(60, 5), mu=mu, **options)
+    value, grad = evaluate(calls.ghmr_loss, x, torch.zeros(60, 5), mu=mu, **options)
     wide = x.double().requires_grad_()
     expected = ((wide * wide + mu * mu).sqrt() - mu).mean()
     expected.backward()
@@ -271,7 +267,7 @@ def test_exponent_by_hand(backend, device):
     x = torch.tensor([-3.0] * 100 + [3.0])
     each = F.softplus(x)
     options = dict(bins=2, exponent=0.5, reduction="none", backend=backend, device=device)
-    value, _ = evaluate(ghm_triton.ghmc_loss, x, torch.zeros(101), **options)
+    value, _ = evaluate(calls.ghmc_loss, x, torch.zeros(101), **options)
     assert_close(value, torch.cat([101 / 110 * each[:100], 101 / 11 * each[100:]]), 1e-6)
 
 
@@ -280,8 +276,8 @@ def test_scale_free(exponent, backend, device):
     """All counts four times as large: the same weights; their mean is 1 without an average."""
     x, target = logits(60, 5), torch.rand(60, 5, generator=torch.Generator().manual_seed(2)).round()
     options = dict(exponent=exponent, backend=backend, device=device)
-    once, _ = evaluate(ghm_triton.ghmc_loss, x, target, **options)
-    more, _ = evaluate(ghm_triton.ghmc_loss, x.repeat(4, 1), target.repeat(4, 1), **options)
+    once, _ = evaluate(calls.ghmc_loss, x, target, **options)
+    more, _ = evaluate(calls.ghmc_loss, x.repeat(4, 1), target.repeat(4, 1), **options)
     assert_close(more, once, LOSS)
 
 
@@ -310,7 +306,7 @@ def test_sixteen_million(device):
     x = logits(200_000, 80, mean=-7, std=1.2)
     target = torch.full((200_000,), 80)
     target[::200] = 5
-    value, grad = evaluate(ghm_triton.ghmc_loss, x, target, device=device)
+    value, grad = evaluate(calls.ghmc_loss, x, target, device=device)
     total, region_counts = 0.0, torch.zeros(30)
     wide = torch.sigmoid(x)
     wide[::200, 5] = 1 - wide[::200, 5]
@@ -332,7 +328,7 @@ def test_counts_are_exact_past_2_to_24(device):
     """float32 cannot count past 2^24 one by one; the state holds the nearest float32 of an exact count."""
     x = torch.full((2**24 + 4, 1), -9.0, device=device)
     state = torch.zeros(11, device=device)
-    ghm_triton.ghmc_loss(x, torch.full((len(x),), -1, device=device), bins=10, running_counts=state)
+    calls.ghmc_loss(x, torch.full((len(x),), -1, device=device), bins=10, running_counts=state)
     assert state[0].item() == 2**24 + 4
 
 
@@ -340,14 +336,14 @@ def test_value_does_not_depend_on_gradients(backend, device):
     """The loss is the same number under no_grad, and for inputs that need no gradient."""
     x, target = logits(100, 8).to(device), labels(100, 8).to(device)
     with torch.no_grad():
-        value = ghm_triton.ghmc_loss(x, target, backend=backend)
-    assert torch.equal(value, ghm_triton.ghmc_loss(x.clone().requires_grad_(), target, backend=backend).detach())
+        value = calls.ghmc_loss(x, target, backend=backend)
+    assert torch.equal(value, calls.ghmc_loss(x.clone().requires_grad_(), target, backend=backend).detach())
 
 
 def test_inputs_are_not_written_to(backend, device):
     x, target, weight = logits(100, 8).to(device), labels(100, 8).to(device), torch.ones(100, device=device)
     copies = x.clone(), target.clone(), weight.clone()
-    ghm_triton.ghmc_loss(x.requires_grad_(), target, weight, backend=backend).backward()
+    calls.ghmc_loss(x.requires_grad_(), target, weight, backend=backend).backward()
     assert all(torch.equal(a, b) for a, b in zip((x.detach(), target, weight), copies))
 
 
@@ -356,4 +352,4 @@ def test_a_sum_of_weights_that_is_nan(backend, device):
     x = logits(8, 4).to(device)
     weight = torch.ones(8, device=device)
     weight[2], weight[5] = float("inf"), float("-inf")
-    assert ghm_triton.ghmr_loss(x, torch.zeros_like(x), weight, variant="mmdet", backend=backend).isnan()
+    assert calls.ghmr_loss(x, torch.zeros_like(x), weight, variant="mmdet", backend=backend).isnan()

@@ -12,9 +12,9 @@ are already checked.
 import torch
 from torch import Tensor
 
-from ..conventions import Population
 from ..distributed import all_reduce
 from ..options import Options
+from ..population import Population
 from .cross_entropy import CrossEntropyLevel
 from .ghmc import measure_ghmc
 from .ghmr import measure_ghmr

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..conventions import Level, loss_shape
 from ..options import Options
+from ..population import Level, loss_shape
 from .levels import MeasuredLevel, lookup
 
 

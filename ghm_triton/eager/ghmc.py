@@ -7,21 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ..conventions import Level
 from ..options import Options
+from ..population import Level
 from .levels import BLOCK, AnchorLevel, ElementLevel, lookup
+from .targets import check_targets
 
 EXACT = 40.0  # from here on softplus(x) is x in float64; at PyTorch's default threshold of 20 it is off by 1e-10
 ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
 
 
 def measure_ghmc(level: Level, options: Options) -> AnchorLevel:
+    if not options.mmdet:  # which takes whatever is no class for the background
+        check_targets(level)
     if level.class_index:
         return ClassIndexLevel(level, options)
-    return ElementLevel(level, options, _cross_entropy_terms)
+    return ElementLevel(level, options, _bce_terms)
 
 
-def _cross_entropy_terms(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _bce_terms(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(gradient norm, CE(x, t), p - t) for one target per element."""
     p = x.sigmoid()
     slope = (x >= 0).to(x.dtype) - t

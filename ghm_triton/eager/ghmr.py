@@ -5,8 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
-from ..conventions import Level
 from ..options import Options
+from ..population import Level
 from .levels import ElementLevel
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..conventions import FORGOTTEN
 from ..options import Options
+from ..regions import FORGOTTEN
 
 
 def harmonize(

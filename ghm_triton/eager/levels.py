@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..conventions import Level, compute_dtype, floor_misses_edges, region_edges
 from ..options import Options
+from ..population import Level, compute_dtype
+from ..regions import floor_misses_edges, region_edges
 
 BLOCK = 32  # elements that ClassIndexLevel takes as one; chunks are multiples of it
 

@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from .checks import Names, check_options
-from .class_scores import check_examples
-from .distributed import world
-from .functional import harmonized_losses
-from .modules import HarmonizedLoss
-from .options import Options
-from .types import Backend, Reduction
+from ..checks import check_options
+from ..layout import Names, lay_out_rows
+from ..options import Options
+from ..types import Backend, Reduction
+from .base import COMMON, HarmonizedLoss, harmonized_loss
 
 
 def ghm_cross_entropy(
@@ -19,9 +17,9 @@ def ghm_cross_entropy(
     ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     bins: int = 30,
+    exponent: float = 0.5,
     momentum: float = 0.0,
     running_counts: Tensor | None = None,
-    exponent: float = 1.0,
     reduction: Reduction = "mean",
     backend: Backend | None = None,
     process_group: "torch.distributed.ProcessGroup | None" = None,
@@ -36,7 +34,7 @@ def ghm_cross_entropy(
     :math:`1 - p_y`. beta is that of :func:`ghmc_loss` with the density of g over the N examples. Each example has one
     weight, so the direction of its gradient does not change. With two classes the loss is GHM-C of the difference of
     the two logits. The paper (Li, Liu, Wang, AAAI 2019) stops at two classes; this extension is ours. The harmonizing
-    weight beta is a constant: no gradient flows through it or to `target`.
+    weight beta is a constant: no gradient flows through it or to `target`. ``exponent=1`` has the density of the paper.
 
     The calling convention is that of :func:`torch.nn.functional.cross_entropy`. With ``bins=1`` or ``exponent=0``, the
     values are equal too. Class weights are not supported: the density already sets the weight of each example, and
@@ -49,8 +47,7 @@ def ghm_cross_entropy(
         ignore_index: An example with this class index has no loss and no gradient, and is not counted. None: every
             example counts. It must be negative or None when `target` holds probabilities.
         label_smoothing: In [0, 1]. y becomes (1 - label_smoothing) y + label_smoothing / C.
-        bins, momentum, running_counts, exponent, backend, process_group: See :func:`ghmc_loss` with
-            ``variant="paper"``. `exponent` 0 is plain cross entropy, and 0.5 is recommended.
+        bins, exponent, momentum, running_counts, backend, process_group: See :func:`ghmc_loss`.
         reduction: "mean" (divides by N), "sum" or "none".
 
     Returns:
@@ -66,7 +63,7 @@ def ghm_cross_entropy(
     Example:
         >>> logits = torch.randn(32, 1000, requires_grad=True)
         >>> labels = torch.randint(1000, (32,))
-        >>> ghm_cross_entropy(logits, labels, exponent=0.5).backward()
+        >>> ghm_cross_entropy(logits, labels).backward()
     """
     options = Options(
         loss="cross_entropy",
@@ -77,10 +74,10 @@ def ghm_cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
     )
-    return _checked_loss(input, target, running_counts, options, backend, process_group)
+    return _rowwise_loss(input, target, running_counts, options, backend, process_group)
 
 
-def _checked_loss(
+def _rowwise_loss(
     input: Tensor,
     target: Tensor,
     running_counts: Tensor | None,
@@ -88,10 +85,10 @@ def _checked_loss(
     backend: Backend | None,
     process_group: "torch.distributed.ProcessGroup | None",
 ) -> Tensor:
-    """Checks all arguments, then computes the loss. The function and the module share it."""
+    """Check all arguments, then compute the loss. The function and the module share it."""
     options = check_options(options)
-    population, shape = check_examples(input, target, options)
-    loss = harmonized_losses(population, running_counts, options, backend, process_group, Names())[0]
+    population, shape = lay_out_rows(input, target, options)
+    loss = harmonized_loss(population, running_counts, options, backend, process_group, Names())[0]
     return loss.view(shape) if options.reduction == "none" else loss
 
 
@@ -108,15 +105,14 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         ignore_index: Class index of the examples that do not count, or None.
         label_smoothing: e in [0, 1]: the target is (1 - e) y + e / C.
         bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
-        momentum: a of the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999]. 0: no
-            average. The default is the paper's 0.75. The functions keep no state and default to 0.
+        exponent: rho in [0, 1]: the share of region k in the total weight is proportional to S_k^(1 - rho). 1 has the
+            density of the paper, and 0 is plain cross entropy.
+        momentum: The decay a in the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999].
+            0: no average. The default is the paper's 0.75. The functions keep no state and default to 0.
         loss_weight: A factor of the loss.
         reduction: "mean" (divides by the number of counted examples), "sum" or "none".
         backend: "triton", "eager", or None, which means Triton on devices that support it.
-        sync: If True and torch.distributed is initialized, the density is that of all processes, which takes one
-            all-reduce of bins + 1 numbers. Every process must make the call.
-        exponent: rho in [0, 1] of the tempered density: the share of region k in the total weight is proportional to
-            S_k^(1 - rho). 1 is the density of the paper, and 0 is plain cross entropy. 0.5 is recommended.
+        process_group: See :class:`ghm_triton.GHMCLoss`.
 
     Shape:
         - input: logits [C], [N, C] or [N, C, d1, ...].
@@ -133,7 +129,7 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         TypeError, ValueError: An argument is not as described.
 
     Example:
-        >>> loss = GHMCrossEntropyLoss(exponent=0.5, label_smoothing=0.1)
+        >>> loss = GHMCrossEntropyLoss(label_smoothing=0.1)
         >>> loss(torch.randn(32, 1000, requires_grad=True), torch.randint(1000, (32,))).backward()
     """
 
@@ -146,27 +142,27 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         ignore_index: int | None = -100,
         label_smoothing: float = 0.0,
         bins: int = 30,
+        exponent: float = 0.5,
         momentum: float = 0.75,
         loss_weight: float = 1.0,
         reduction: Reduction = "mean",
         backend: Backend | None = None,
-        sync: bool = False,
-        exponent: float = 1.0,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
     ):
         options = Options(
             loss="cross_entropy",
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
             bins=bins,
             exponent=exponent,
             momentum=momentum,
-            reduction=reduction,
             loss_weight=loss_weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
+            reduction=reduction,
         )
-        super().__init__(options, backend, sync)
+        super().__init__(options, ("ignore_index", "label_smoothing", *COMMON), backend, process_group)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        """Computes the loss and, in training, updates `running_counts`.
+        """Compute the loss and, in training, updates `running_counts`.
 
         Args:
             input, target: See :func:`ghm_triton.ghm_cross_entropy`.
@@ -176,4 +172,5 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
             `input`.
         """
         self.restore_buffers()
-        return _checked_loss(input, target, self.running_counts, self.options(), self.backend, world(self.sync))
+        state = self.running_counts
+        return _rowwise_loss(input, target, state, self.options(), self.backend, self.process_group)

@@ -1,0 +1,36 @@
+"""Whether the targets of GHM-C are what they must be: one pass over them, and a second one only for what is wrong."""
+
+import torch
+from torch import Tensor
+
+from ..population import Level
+
+
+def check_targets(level: Level) -> None:
+    """Look for class indices other than -1 .. C, or values outside [0, 1], of elements that count.
+
+    Raises:
+        ValueError: There is one. The message shows it. A NaN stands for itself.
+    """
+    target = level.target
+    if target.numel() == 0 or target.dtype == torch.bool:
+        return
+    low, high = (-1, level.input.shape[-1]) if level.class_index else (0, 1)
+    least, most = (value.item() for value in target.aminmax())
+    if least >= low and most <= high:
+        return
+    wrong = ((target < low) | (target > high)) & _counted(level)
+    if wrong.any():
+        allowed = f"class indices from 0 to {high - 1}, or -1 or {high} for the background" if level.class_index else ""
+        allowed = allowed or "values in [0, 1], or class indices without the class dimension"
+        raise ValueError(f"target must hold {allowed}, got {target[wrong][0].item()}")
+
+
+def _counted(level: Level) -> Tensor | bool:
+    """What counts, to combine with a tensor of the shape of the target."""
+    if level.weight is None:
+        return True
+    counted = level.weight > 0
+    if level.class_index:
+        return counted if level.anchor_weight else counted.any(-1)
+    return counted.unsqueeze(-1) if level.anchor_weight else counted

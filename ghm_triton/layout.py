@@ -1,0 +1,263 @@
+"""The tensors of a call: checked against one another, and laid out as the backends take them.
+
+Backends take levels of any shape with the classes last (GHM-C, GHM-R), or logits [A, C] or [A, C, S] (GHM cross
+entropy). Nothing is copied that already lies so.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import INDICES, NUMBERS, check_dense, check_device, check_floats
+from .options import Options
+from .population import Population
+
+
+class Names(NamedTuple):
+    """The names of the arguments in error messages."""
+
+    input: str = "input"
+    target: str = "target"
+    mask: str = "mask"
+    running_counts: str = "running_counts"
+
+
+def lay_out_elements(input, target, mask, options: Options, names: Names) -> Population:
+    """Lay out the arguments of GHM-C or GHM-R, which are tensors or lists of levels.
+
+    mask: bool tensors, or for mmdetection's formulas weights of any number type.
+    """
+    inputs = _levels(names.input, input)
+    targets = _levels(names.target, target, input, len(inputs), names.input)
+    masks = [] if mask is None else _levels(names.mask, mask, input, len(inputs), names.input)
+    levels = []
+    for i, x in enumerate(inputs):
+        of_level = f"[{i}]" if isinstance(input, (tuple, list)) else ""
+        here = Names(names.input + of_level, names.target + of_level, names.mask + of_level)
+        check_floats(here.input, x)
+        if x.dtype != inputs[0].dtype:
+            raise TypeError(f"{here.input} must have the dtype of the first level, {inputs[0].dtype}, got {x.dtype}")
+        check_device(here.input, x, "the first level", inputs[0].device)
+        levels.append(_lay_out_level(x, targets[i], masks[i] if masks else None, options, here))
+    for name, of_levels in (
+        (names.target, [level[1] for level in levels]),
+        (names.mask, [level[2] for level in levels]),
+    ):
+        rows = [tensor is not None and tensor.dim() < x.dim() for x, tensor in zip(inputs, of_levels)]
+        if len(set(rows)) > 1:
+            kind = "hold class indices" if name == names.target else "be given per element"
+            raise ValueError(f"{name} must {kind} for all levels or for none, got both kinds")
+    outputs, aims, counted = zip(*levels)
+    return Population(list(outputs), list(aims), [] if counted[0] is None else list(counted))
+
+
+def restore_layout(losses: list[Tensor], input, options: Options) -> Tensor | tuple[Tensor, ...]:
+    """Give the losses of :func:`lay_out_elements` the layout of `input`."""
+    if options.reduction != "none":
+        return losses[0]
+    if options.class_dim not in (None, -1):
+        losses = [loss.movedim(-1, options.class_dim) for loss in losses]
+    return tuple(losses) if isinstance(input, (tuple, list)) else losses[0]
+
+
+def _lay_out_level(x: Tensor, target: Tensor, mask: Tensor | None, options: Options, names: Names):
+    """(input, target, mask or None) with the classes last."""
+    at = _class_dim(x, options, names.input)
+    check_device(names.target, target, names.input, x.device)
+    _check_number_type(names.target, target)
+    rows = tuple(x.shape[:at] + x.shape[at + 1 :]) if x.dim() else None
+    target = _class_target(target, x, at, rows, options, names) if options.loss == "ghmc" else _boxes(target, x, names)
+    if mask is not None:
+        mask = _lay_out_mask(mask, x, at, rows, options, names)
+    if at != x.dim() - 1:
+        x, target, mask = (
+            tensor.movedim(at, -1) if tensor is not None and tensor.dim() == x.dim() else tensor
+            for tensor in (x, target, mask)
+        )
+    if options.ignore_index is not None:
+        mask = _without(options.ignore_index, target, mask)
+    return x, target, mask
+
+
+def _class_dim(x: Tensor, options: Options, name: str) -> int:
+    """The dimension of the classes, counted from the front."""
+    dims = max(1, x.dim())
+    given = -1 if options.class_dim is None else options.class_dim
+    if not -dims <= given < dims:
+        raise ValueError(f"class_dim must be a dimension of {name}, which has {x.dim()}, got {given}")
+    return given % dims
+
+
+def _class_target(target: Tensor, x: Tensor, at: int, rows, options: Options, names: Names) -> Tensor:
+    """Class indices [*rows], or one value per element."""
+    if target.shape == x.shape:
+        return target
+    whole = not target.is_floating_point() and target.dtype != torch.bool
+    if rows is None or target.shape != rows:
+        raise ValueError(_wrong_shape(target, x, rows, whole, options, names))
+    one_class = x.shape[at] == 1
+    if whole and options.class_dim is None:
+        if one_class:
+            raise ValueError(
+                f"{names.target} must be bool or floating point beside one class, where integers could mean a mask "
+                f"or class indices, got {target.dtype}: pass target.float() for a mask of 0 and 1, or class_dim=-1 "
+                "for class indices, of which 0 names the class and -1 the background"
+            )
+        if x.dim() > 2 and target.shape == x.shape[:1] + x.shape[2:]:
+            raise ValueError(
+                f"class_dim must be given where both dimension 1 and the last of {names.input} could be the classes, "
+                f"got None with {names.input} of shape {_shape(x)} and {names.target} of shape {_shape(target)}"
+            )
+    if whole or one_class:
+        return target if whole else target.unsqueeze(at)
+    if target.dtype == torch.bool:
+        raise TypeError(f"{names.target} must hold class indices of an integer type, got {target.dtype}")
+    raise ValueError(_wrong_shape(target, x, rows, whole, options, names) + ": pass target.long()")
+
+
+def _wrong_shape(target: Tensor, x: Tensor, rows, whole: bool, options: Options, names: Names) -> str:
+    hint = ""
+    if x.dim() > 2 and options.class_dim is None and target.shape == x.shape[:1] + x.shape[2:]:
+        hint = ": pass class_dim=1"
+    if whole and target.dim() < x.dim():
+        return f"{names.target} must have shape {rows} for class indices, got {_shape(target)}{hint}"
+    other = f", or {rows} with integer class indices" if rows is not None else ""
+    got = f"{_shape(target)} with {target.dtype}"
+    return f"{names.target} must have the shape of {names.input}, {_shape(x)}{other}, got {got}{hint}"
+
+
+def _boxes(target: Tensor, x: Tensor, names: Names) -> Tensor:
+    if not target.is_floating_point():
+        raise TypeError(f"{names.target} must be a floating point tensor, got {target.dtype}")
+    if target.shape != x.shape:
+        got = f"{_shape(target)} with {target.dtype}"
+        raise ValueError(f"{names.target} must have the shape of {names.input}, {_shape(x)}, got {got}")
+    return target
+
+
+def _lay_out_mask(mask: Tensor, x: Tensor, at: int, rows, options: Options, names: Names) -> Tensor:
+    """[*rows], or the shape of x."""
+    check_device(names.mask, mask, names.input, x.device)
+    if options.variant == "mmdet":
+        _check_number_type(names.mask, mask)
+    elif mask.dtype != torch.bool:
+        raise TypeError(
+            f"{names.mask} must be bool, where True counts, got {mask.dtype}: pass mask > 0, or for weights "
+            'reduction="none" and multiply the losses'
+        )
+    if mask.shape == x.shape or mask.shape == rows:
+        return mask
+    if rows is not None and mask.dim() == x.dim() and mask.shape[at] == 1 and _fits(mask.squeeze(at).shape, rows):
+        return mask.squeeze(at).expand(rows)
+    if not _fits(mask.shape, x.shape):
+        other = f" or {rows}" if rows is not None else ""
+        raise ValueError(f"{names.mask} must have shape {_shape(x)}{other}, or broadcast to it, got {_shape(mask)}")
+    return mask.expand(x.shape)
+
+
+def _fits(shape, whole) -> bool:
+    """Whether the shape broadcasts to `whole`."""
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(whole)))
+
+
+def _without(ignore_index: int, target: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask without the elements, or the rows, whose target is `ignore_index`."""
+    if not target.is_floating_point() and target.dtype != torch.bool:
+        limits = torch.iinfo(target.dtype)
+        if not limits.min <= ignore_index <= limits.max:
+            return mask
+    counted = target != ignore_index
+    if mask is None:
+        return counted
+    if mask.dim() < counted.dim():
+        mask = mask.unsqueeze(-1)
+    return mask & (counted.unsqueeze(-1) if counted.dim() < mask.dim() else counted)
+
+
+def lay_out_rows(input, target, options: Options) -> tuple[Population, tuple[int, ...]]:
+    """Lay out the arguments of GHM cross entropy. Returns the population, and the shape of the class indices."""
+    check_dense("input", input)
+    check_floats("input", input)
+    at = min(1, input.dim() - 1)
+    if input.dim() == 0 or input.shape[at] == 0:
+        raise ValueError(f"input must have shape [C], [N, C] or [N, C, d1, ...] with C > 0, got {_shape(input)}")
+    check_dense("target", target)
+    check_device("target", target, "input", input.device)
+    rows = tuple(input.shape[:at] + input.shape[at + 1 :])
+    if target.is_floating_point():
+        _check_probabilities(target, input, rows, options)
+    else:
+        _check_indices(target, input, rows)
+    return _in_rows(input, target, at), rows
+
+
+def _check_probabilities(target: Tensor, input: Tensor, rows: tuple[int, ...], options: Options) -> None:
+    check_floats("target", target)
+    if target.shape != input.shape:
+        hint = ": pass target.long()" if target.shape == rows else ""
+        if _has_channel(target, rows):
+            hint = ": pass target.squeeze(1).long()"
+        raise ValueError(
+            f"target must have the shape of input, {_shape(input)}, for probabilities, or hold integer class "
+            f"indices, got {_shape(target)} with {target.dtype}{hint}"
+        )
+    if options.ignore_index is not None and options.ignore_index >= 0:
+        raise ValueError(f"ignore_index must be negative when target holds probabilities, got {options.ignore_index}")
+
+
+def _check_indices(target: Tensor, input: Tensor, rows: tuple[int, ...]) -> None:
+    if target.dtype not in INDICES:
+        raise TypeError(f"target must hold class indices of an integer type, or probabilities, got {target.dtype}")
+    if target.shape != rows:
+        hint = ": pass target.squeeze(1)" if _has_channel(target, rows) else ""
+        if input.dim() > 2 and target.shape == input.shape[:-1]:
+            hint = ": the classes are dimension 1, pass input.movedim(-1, 1)"
+        raise ValueError(f"target must have shape {rows} for class indices, got {_shape(target)}{hint}")
+
+
+def _has_channel(target: Tensor, rows: tuple[int, ...]) -> bool:
+    """Whether the labels have a channel dimension of one, as MONAI's and nnU-Net's have."""
+    return target.dim() > 1 and target.shape[1] == 1 and target.shape[:1] + target.shape[2:] == rows
+
+
+def _in_rows(input: Tensor, target: Tensor, at: int) -> Population:
+    """The logits as [A, C] or [A, C, S], the target to match. at: the dimension of the classes."""
+    classes = input.shape[at]
+    probabilities = input.dim() == target.dim()
+    classes_last = input.movedim(at, -1)
+    if input.dim() <= 2 or classes_last.is_contiguous():
+        rows = math.prod(classes_last.shape[:-1])  # vmap over 0 populations cannot infer it
+        target = target.movedim(at, -1).reshape(rows, classes) if probabilities else target.reshape(rows)
+        return Population([classes_last.reshape(rows, classes)], [target], [])
+    outer, inner = input.shape[0], math.prod(input.shape[2:])
+    input = input.reshape(outer, classes, inner)
+    return Population([input], [target.reshape(input.shape if probabilities else (outer, inner))], [])
+
+
+def _levels(name: str, value, input=None, count: int | None = None, of: str = "") -> list[Tensor]:
+    """`value` as a list of levels: as many as `input`, whose name is `of`, has."""
+    of_levels = isinstance(value, (tuple, list))
+    if count is not None and of_levels != isinstance(input, (tuple, list)):
+        expected = f"a list of {count} tensors" if not of_levels else "a tensor"
+        raise ValueError(f"{name} must be {expected}, as {of} is, got {type(value).__name__}")
+    levels = list(value) if of_levels else [value]
+    if not levels:
+        raise ValueError(f"{name} must hold at least one level, got an empty {type(value).__name__}")
+    if count is not None and len(levels) != count:
+        raise ValueError(f"{name} must have as many levels as {of}, {count}, got {len(levels)}")
+    for i, level in enumerate(levels):
+        check_dense(f"{name}[{i}]" if of_levels else name, level)
+    return levels
+
+
+def _check_number_type(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in NUMBERS:
+        raise TypeError(
+            f"{name} must be bool, uint8, a signed integer or a float of 16 bits or more, got {tensor.dtype}"
+        )
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
