@@ -8,8 +8,8 @@ from ghm_triton.arguments import command_parser, real, whole
 
 
 def test_help():
-    """Line breaks stay; a default is shown if it says something, and choices where a name stands for the value."""
-    parser = command_parser("some.command", "First line.\n\n    an example\n")
+    """Examples come last; a default is shown if it says something, and choices where a name stands for the value."""
+    parser = command_parser("some.command", "First line.\n\n    an example\n\nLast line.\n")
     add = parser.add_argument
     add("--number", type=whole(1), default=3, help="how many")
     add("--names", nargs="+", metavar="NAME", choices=["a", "b"], default=["a", "b"], help="some names")
@@ -18,7 +18,8 @@ def test_help():
     add("--augment", choices=["none", "flip"], default="none", help="what is done")
     add("--fast", action="store_true", help="faster")
     text = " ".join(parser.format_help().split())
-    assert "usage: python -m some.command" in text and "\n    an example\n" in parser.format_help()
+    assert "usage: python -m some.command" in text and "\n\nFirst line.\n\nLast line.\n\n" in parser.format_help()
+    assert parser.format_help().endswith("\n\nexamples:\n  an example\n")
     assert "how many (default: 3)" in text
     assert "some names; one of a, b (default: a, b)" in text
     assert "a kind (default: x)" in text  # argparse shows {x,y}

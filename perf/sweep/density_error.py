@@ -1,11 +1,11 @@
 """Print how far the weights of unit regions are from those of the exact gradient density, by number of bins.
 
-Both densities see the same logits, with windows and regions of the same width 1 / M. The table has
+Both densities see the same logits, with windows and regions of the same width 1 / M. The table has:
 
-    mean error         of beta, relative to the exact one, over all elements
-    p95 error          its 95th percentile
-    mean error, hard   over the elements with a gradient norm of at least 0.5
-    loss ratio         the loss with unit regions over that with the exact density
+- mean error: of beta, relative to the exact one, over all elements;
+- p95 error: its 95th percentile;
+- mean error, hard: over the elements with a gradient norm of at least 0.5;
+- loss ratio: the loss with unit regions over that with the exact density.
 """
 
 import sys
