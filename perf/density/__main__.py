@@ -13,9 +13,13 @@ import pandas as pd
 import torch
 
 from ghm_triton import GHMCLoss
+<<<<<<< HEAD
 from ghm_triton.arguments import command_parser
 from ghm_triton.conventions import state_size
+=======
+>>>>>>> 07895d7 (core: every user of the old names: detection, YOLO, perf and their tests; train defaults to the exponent 0.5)
 from ghm_triton.detection.training.checkpoint import load_checkpoint
+from ghm_triton.regions import state_size
 
 EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
 COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}
