@@ -55,7 +55,9 @@ COUNTED = torch.tensor([[1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]])
 def test_classification_loss_has_one_density_over_the_batch(batch):
     """Not a mean of losses by image; labels of the third image are not looked up among those of the first."""
     targets, outputs, anchors, matches = batch
-    losses = harmonize(small_retinanet(4), GHMCLoss(momentum=0.0)).head.compute_loss(targets, outputs, anchors, matches)
+    losses = harmonize(small_retinanet(4), GHMCLoss(momentum=0.0, exponent=1.0)).head.compute_loss(
+        targets, outputs, anchors, matches
+    )
     one_hot = torch.nn.functional.one_hot(LABELS.clamp(min=0), 4) * (LABELS >= 0)[..., None]
     logits = outputs["cls_logits"].detach().requires_grad_()
     expected = ghmc_loss(logits, one_hot.float(), COUNTED)
@@ -75,7 +77,7 @@ def test_anchors_between_the_thresholds_get_no_gradient(batch):
 
 def test_box_loss_is_over_the_positive_anchors(batch):
     targets, outputs, anchors, matches = batch
-    head = harmonize(small_retinanet(4), None, GHMRLoss(momentum=0.0)).head
+    head = harmonize(small_retinanet(4), None, GHMRLoss(momentum=0.0, exponent=1.0)).head
     losses = head.compute_loss(targets, outputs, anchors, matches)
     pairs = [(0, 0, [4, 4, 20, 12]), (0, 2, [0, 0, 8, 8]), (0, 4, [4, 4, 20, 12]), (2, 3, [2, 2, 6, 10])]
     boxes = torch.tensor([box for _, _, box in pairs], dtype=torch.float32)
@@ -108,10 +110,18 @@ def test_any_losses_with_the_right_call_are_taken(batch):
     assert losses["bbox_regression"] == outputs["bbox_regression"][LABELS >= 0].sum()
 
 
-def test_paper_settings_are_the_defaults():
+def test_the_losses_have_their_own_defaults():
     head = harmonize(small_retinanet(4)).head
-    paper = GHMCLoss(), GHMRLoss()
-    assert [repr(head.classification_loss), repr(head.regression_loss)] == [repr(loss) for loss in paper]
+    usual = GHMCLoss(class_dim=-1), GHMRLoss()  # labels are class indices, also of a single class
+    assert [repr(head.classification_loss), repr(head.regression_loss)] == [repr(loss) for loss in usual]
+
+
+def test_labels_of_a_single_class(backend):
+    """0 is the class and -1 the background, although one column could hold a mask too."""
+    head = harmonize(small_retinanet(1), GHMCLoss(momentum=0.0, backend=backend)).head
+    logits, labels = torch.tensor([[[-3.0], [2.0], [0.5]]]), torch.tensor([[-1, 0, -1]])
+    expected = ghmc_loss(logits, (labels == 0).float().unsqueeze(-1), exponent=0.5)
+    torch.testing.assert_close(head.classification_loss(logits, labels), expected, rtol=1e-6, atol=0)
 
 
 def test_with_one_loss_the_model_keeps_the_other_of_its_own(batch):

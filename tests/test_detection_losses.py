@@ -1,5 +1,6 @@
 """Losses by name, GHM-C in an FCOS, the pre-training, and the module for mmdetection."""
 
+import dataclasses
 import importlib
 import math
 import sys
@@ -23,7 +24,14 @@ from torchvision.ops import sigmoid_focal_loss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_drawing import STYLES
 from ghm_triton.detection.data.digit_scenes import DigitScenes
-from ghm_triton.detection.losses import CrossEntropyLoss, FocalLoss, LossOptions, SmoothL1Loss, use_losses
+from ghm_triton.detection.losses import (
+    CrossEntropyLoss,
+    FocalLoss,
+    LossOptions,
+    SmoothL1Loss,
+    stored_options,
+    use_losses,
+)
 from ghm_triton.detection.models.builder import build_model
 from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
 from ghm_triton.detection.pretrain import DigitCrops, pretrain
@@ -48,7 +56,7 @@ def fcos_batch():
 def test_fcos_classifies_with_ghmc_over_all_locations(fcos_batch):
     plain = small_fcos().train()
     expected_boxes = plain(*fcos_batch)
-    model = harmonize(plain, GHMCLoss(momentum=0.0))
+    model = harmonize(plain, GHMCLoss(momentum=0.0, exponent=1.0))
     seen = {}
     original = model.head.classification_loss.forward
     model.head.classification_loss.forward = lambda *inputs: seen.update(inputs=inputs) or original(*inputs)
@@ -169,10 +177,20 @@ def test_names_choose_the_losses():
         build_model("yolo", 3)
 
 
-def test_sync_reaches_the_losses():
+def test_sync_reaches_the_losses(monkeypatch):
+    group = torch.distributed.ProcessGroup(0, 2)
+    monkeypatch.setattr("ghm_triton.detection.losses.world", lambda: group)
+    monkeypatch.setattr("ghm_triton.losses.base.group_name", lambda group: None)  # it has none
     for sync in (True, False):
         head = use_losses(small_retinanet(4), LossOptions(), sync=sync).head
-        assert head.classification_loss.sync == head.regression_loss.sync == sync
+        for loss in (head.classification_loss, head.regression_loss):
+            assert loss.process_group is (group if sync else None)
+
+
+def test_options_of_an_early_checkpoint():
+    """They have a `variant`, which is no option now."""
+    options = LossOptions(exponent=0.25)
+    assert stored_options(dataclasses.asdict(options) | {"variant": "paper"}) == options
 
 
 def test_hard_scenes_have_more_and_fainter_digits():
@@ -207,7 +225,8 @@ def test_importing_the_plugin_registers(monkeypatch):
     found = {}
     registry = types.ModuleType("mmdet.registry")
     registry.MODELS = types.SimpleNamespace(register_module=lambda name, module, force: found.update({name: module}))
-    monkeypatch.setitem(sys.modules, "mmdet", types.ModuleType("mmdet"))
+    for name in ("mmdet", "mmdet.models"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "mmdet.registry", registry)
     monkeypatch.delitem(sys.modules, "ghm_triton.mmdet_plugin", raising=False)
     importlib.import_module("ghm_triton.mmdet_plugin")

@@ -1,6 +1,8 @@
 """The density over several processes: gradients, losses and state as of one process that has everything."""
 
+import copy
 import datetime
+import pickle
 import time
 
 import pytest
@@ -42,7 +44,16 @@ def run(size, tmp_path, *checks):
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes(size, tmp_path):
     """What the docstrings of the checks say."""
-    run(size, tmp_path, check_backends, check_data_parallel, check_compiled, check_evaluation, check_failing)
+    run(
+        size,
+        tmp_path,
+        check_backends,
+        check_data_parallel,
+        check_compiled,
+        check_evaluation,
+        check_copies,
+        check_failing,
+    )
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 on the CPU needs a newer PyTorch")
@@ -136,7 +147,9 @@ def check_levels_and_nan(rank, size, backend):
 def check_cross_entropy(rank, size, backend):
     """One density over the examples of all processes, and the state."""
     x, labels, _ = problem(size, "c")
-    one, several = (GHMCrossEntropyLoss(exponent=0.5, backend=backend, sync=sync) for sync in (False, True))
+    one, several = (
+        GHMCrossEntropyLoss(exponent=0.5, backend=backend, process_group=group) for group in (None, dist.group.WORLD)
+    )
     labels = torch.where(labels < 0, -100, labels)
     for _ in range(2):
         whole, mine = x.clone().requires_grad_(), part(x, rank, size).clone().requires_grad_()
@@ -148,10 +161,10 @@ def check_cross_entropy(rank, size, backend):
 
 
 class Head(torch.nn.Module):
-    def __init__(self, sync):
+    def __init__(self, group):
         super().__init__()
         self.classify, self.regress = torch.nn.Linear(4, 6), torch.nn.Linear(4, 4)
-        self.class_loss, self.box_loss = GHMCLoss(sync=sync), GHMRLoss(sync=sync)
+        self.class_loss, self.box_loss = GHMCLoss(process_group=group), GHMRLoss(process_group=group)
 
     def forward(self, x, labels, boxes):
         positive = labels >= 0
@@ -160,14 +173,14 @@ class Head(torch.nn.Module):
 
 def _heads():
     torch.manual_seed(0)
-    one = Head(sync=False)
-    several = Head(sync=True)
+    one = Head(None)
+    several = Head(dist.group.WORLD)
     several.load_state_dict(one.state_dict())
     return one, several
 
 
 def check_data_parallel(rank, size):
-    """DistributedDataParallel with sync=True: gradients and running counts of one process with all elements."""
+    """DistributedDataParallel with a process_group: gradients and running counts of one process with all elements."""
     x, labels, _ = problem(size, "c")
     labels[SIZES[size][0] :] = -1  # only process 0 has positives
     boxes = x.flip(0)
@@ -224,7 +237,8 @@ def check_compiled(rank, size):
     """The all-reduce is part of the operator: no graph break."""
     x, labels, _ = problem(size, "c")
     mine, aim = part(x, rank, size), part(labels, rank, size)
-    plain, compiled = GHMCLoss(sync=True), torch.compile(GHMCLoss(sync=True), fullgraph=True, backend="aot_eager")
+    plain, other = (GHMCLoss(process_group=dist.group.WORLD) for _ in range(2))
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
     for _ in range(2):
         a, b = (mine.clone().requires_grad_() for _ in range(2))
         plain(a, aim).backward()
@@ -236,7 +250,9 @@ def check_evaluation(rank, size):
     """In eval() a module with a moving average does not communicate: one process alone may evaluate."""
     x, labels, _ = problem(size, "c")
     for reduction, share in (("mean", size), ("sum", size), ("none", 1)):
-        one, several = (GHMCLoss(exponent=0.5, sync=sync, reduction=reduction) for sync in (False, True))
+        one, several = (
+            GHMCLoss(exponent=0.5, process_group=group, reduction=reduction) for group in (None, dist.group.WORLD)
+        )
         one(x, labels), several(part(x, rank, size), part(labels, rank, size))
         one.eval(), several.eval()
         if rank == 0:
@@ -263,6 +279,17 @@ def check_sharded_with_cast_buffers(rank, size):
         assert torch.equal(several.get_buffer(name), expected), name
 
 
+def check_copies(rank, size):
+    """A copy shares the group, which cannot be copied. A pickled module has none: another program has other groups."""
+    loss = GHMCLoss(process_group=dist.group.WORLD)
+    loss.running_counts += 1
+    copied, loaded = copy.deepcopy(torch.nn.Sequential(loss))[0], pickle.loads(pickle.dumps(loss))
+    assert copied.process_group is dist.group.WORLD and loaded.process_group is None
+    for other in (copied, loaded):
+        assert other.running_counts is not loss.running_counts
+        assert torch.equal(other.running_counts, loss.running_counts)
+
+
 def check_failing(rank, size):
     """They wait as long as the group's timeout says (3 s; the bound leaves room for a busy machine)."""
     group = dist.new_group(timeout=datetime.timedelta(seconds=3))
@@ -277,12 +304,6 @@ def check_failing(rank, size):
     dist.barrier()
 
 
-def test_sync_without_processes():
-    """The same script runs with one process."""
-    x, labels = logits(20, 3), torch.zeros(20, dtype=torch.int64)
-    assert torch.equal(GHMCLoss(sync=True)(x, labels), GHMCLoss()(x, labels))
-
-
 @pytest.mark.parametrize("value", [1, "world", object()], ids=["int", "str", "object"])
 def test_bad_groups(value):
     state = torch.zeros(31)
@@ -295,5 +316,5 @@ def test_bad_groups(value):
             process_group=value,
         )
     assert state.eq(0).all()
-    with pytest.raises(TypeError, match="sync must be a bool"):
-        GHMCLoss(sync=value)
+    with pytest.raises(TypeError, match="process_group must be a torch.distributed.ProcessGroup"):
+        GHMCLoss(process_group=value)

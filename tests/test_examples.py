@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ghm_triton
+from ghm_triton import mmdet
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,10 +39,10 @@ def test_pages(code, capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("symbol", [s for s in PUBLIC if s is not ghm_triton.register_mmdet], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("symbol", PUBLIC, ids=lambda s: s.__name__)
 def test_docstring_examples(symbol):
     """Every public symbol shows how it is called, and the call works."""
     finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(symbol, globs={"torch": torch, **vars(ghm_triton)})
+    (example,) = finder.find(symbol, globs={"torch": torch, **vars(ghm_triton), **vars(mmdet)})
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0

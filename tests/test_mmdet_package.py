@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mmcv_operators
-from ghm_triton import GHMC, GHMR
+from ghm_triton.mmdet import GHMC, GHMR
 from tolerances import GRADIENT, LOSS, assert_close
 
 pytest.importorskip("mmdet")
@@ -55,8 +55,8 @@ print([type(loss).__module__ for loss in losses])
 """
 
 REGISTER = """
-import ghm_triton
-ghm_triton.register_mmdet()
+from ghm_triton.mmdet import register_mmdet
+register_mmdet()
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 config = Config.fromfile("config.py")

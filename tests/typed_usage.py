@@ -10,7 +10,7 @@ ghmc_loss(logits, labels, bins=30, exponent=0.5).backward()
 (ghmc_loss([logits], [labels]) + ghmr_loss([logits], [logits], None, mu=0.1, reduction="sum")).backward()
 unreduced: Tensor = ghmc_loss(logits, labels, reduction="none", backend="eager")
 by_level: tuple[Tensor, ...] = ghmr_loss([logits], [logits], reduction="none")
-classify, regress = GHMCLoss(variant="mmdet", momentum=0.75), GHMRLoss(mu=0.02)
+classify, regress = GHMCLoss(class_dim=1, momentum=0.75), GHMRLoss(mu=0.02)
 classify.forward(logits, labels).backward()
 ghm_cross_entropy(logits, labels.clamp(min=0), label_smoothing=0.1, exponent=0.5).backward()
 softmax = GHMCrossEntropyLoss(ignore_index=-1, reduction="none")
@@ -19,8 +19,8 @@ state: Tensor | None = classify.running_counts
 bins: int = classify.bins
 mu: float = regress.mu
 
-ghmc_loss(logits, labels, variant="papers")  # type: ignore[call-overload]
+ghmc_loss(logits, labels, bins="30")  # type: ignore[call-overload]
 ghmc_loss([logits], labels)  # type: ignore[call-overload]
-GHMCrossEntropyLoss(variant="mmdet")  # type: ignore[call-arg]
+GHMCrossEntropyLoss(class_dim=1)  # type: ignore[call-arg]
 GHMCLoss(reduction="avg")  # type: ignore[arg-type]
 classify.running_counts.sum()  # type: ignore[union-attr]

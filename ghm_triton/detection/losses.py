@@ -10,6 +10,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import sigmoid_focal_loss
 
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
+from ghm_triton.distributed import world
 
 from .heads import harmonize
 
@@ -112,7 +113,7 @@ class LossOptions:
         box_loss: "ghmr", "asl1", "smooth_l1" or "model" (the model's own). None: "ghmr" for "ghm", else "model". An
             FCOS keeps its own box losses.
         bins, box_bins: Unit regions of GHM-C and GHM-R.
-        momentum, mu, exponent, variant: As for :class:`ghm_triton.GHMCLoss` and :class:`ghm_triton.GHMRLoss`.
+        momentum, mu, exponent: As for :class:`ghm_triton.GHMCLoss` and :class:`ghm_triton.GHMRLoss`.
         class_loss_weight, box_loss_weight: Factors of the two losses. The model's own losses have none.
         normalize: "batch" or "image": "focal" and "ce" divide by the positives of the batch, or of each image.
 
@@ -126,8 +127,7 @@ class LossOptions:
     box_bins: int = 10
     momentum: float = 0.75
     mu: float = 0.02
-    exponent: float = 1.0
-    variant: str = "paper"
+    exponent: float = 0.5
     class_loss_weight: float = 1.0
     box_loss_weight: float = 1.0
     normalize: str = "batch"
@@ -145,17 +145,23 @@ class LossOptions:
                 raise ValueError(f"{name} must be 1 for the model's own loss, got {getattr(self, name)!r}")
 
 
+def stored_options(stored: dict) -> LossOptions:
+    """Return the options that a checkpoint holds. Those of early versions have a `variant`, which is no option now."""
+    return LossOptions(**{name: value for name, value in stored.items() if name != "variant"})
+
+
 def use_losses(model: RetinaNet | FCOS | SSD, options: LossOptions, *, sync: bool = False) -> RetinaNet | FCOS | SSD:
     """Makes `model` train with the losses that `options` names. The model is changed and returned.
 
     Args:
         model: A RetinaNet, FCOS or SSD of torchvision.
         options: The losses.
-        sync: Take the densities over all processes of torch.distributed. The losses are scaled so that the mean of the
-            processes' gradients, which DistributedDataParallel takes, is that of one process with the whole batch.
+        sync: Take the densities over all processes of torch.distributed, which must be initialized before. The losses
+            are scaled so that the mean of the processes' gradients, which DistributedDataParallel takes, is that of one
+            process with the whole batch.
 
     Raises:
-        ValueError: A box loss, or a factor of it, is given for an FCOS; or "focal", "ce" or "mmdet" for an SSD.
+        ValueError: A box loss, or a factor of it, is given for an FCOS; or "focal" or "ce" for an SSD.
 
     Example:
         >>> model = use_losses(small_retinanet(10), LossOptions("focal", "smooth_l1", box_loss_weight=2.0))
@@ -182,9 +188,8 @@ def _classification_loss(options: LossOptions, sync: bool) -> nn.Module | None:
         bins=options.bins,
         momentum=options.momentum,
         exponent=options.exponent,
-        variant=options.variant,
         loss_weight=options.class_loss_weight,
-        sync=sync,
+        process_group=world() if sync else None,
     )
 
 
@@ -192,8 +197,6 @@ def _softmax_loss(options: LossOptions, sync: bool) -> nn.Module | None:
     """For an SSD."""
     if options.loss in ("focal", "ce"):
         raise ValueError(f"loss must be 'ghm', 'ghmc' or 'model' for an SSD, got {options.loss!r}")
-    if options.variant != "paper":
-        raise ValueError(f"variant must be 'paper' for an SSD, got {options.variant!r}")
     if options.loss == "model":
         return None
     return GHMCrossEntropyLoss(
@@ -201,7 +204,7 @@ def _softmax_loss(options: LossOptions, sync: bool) -> nn.Module | None:
         momentum=options.momentum,
         exponent=options.exponent,
         loss_weight=options.class_loss_weight,
-        sync=sync,
+        process_group=world() if sync else None,
     )
 
 
@@ -217,7 +220,6 @@ def _regression_loss(options: LossOptions, sync: bool) -> nn.Module | None:
         bins=1 if plain else options.box_bins,
         momentum=0.0 if plain else options.momentum,
         exponent=options.exponent,
-        variant=options.variant,
         loss_weight=options.box_loss_weight,
-        sync=sync,
+        process_group=world() if sync else None,
     )

@@ -102,7 +102,7 @@ def _add_choices(group: argparse._ActionsContainer) -> None:
         choices=list(RECIPES),
         help="small: pre-training, AdamW, one cycle of the learning rate, exponent 0.5 (default for "
         "--model small and lite0); "
-        "paper: SGD and the paper's schedule and losses (default for other models)",
+        "paper: SGD and the paper's schedule (default for other models)",
     )
 
 
@@ -185,13 +185,12 @@ def _add_losses(group: argparse._ActionsContainer) -> None:
     add(
         "--exponent",
         type=real(0, 1),
-        help="exponent of both densities: 1 reproduces the paper; 0.5 is recommended for all else",
+        help="exponent of both densities: 1 is the paper",
     )
     add("--bins", type=whole(1), default=30, help="number of unit regions of GHM-C")
     add("--box-bins", type=whole(1), default=10, help="number of unit regions of GHM-R")
     add("--momentum", type=real(), default=0.75, help="momentum of the moving averages of the densities")
     add("--mu", type=real(above=0), default=0.02, help="transition point of ASL1, in units of the box deltas")
-    add("--variant", choices=["paper", "mmdet"], default="paper", help="variant of both losses")
     add("--class-loss-weight", type=real(0), default=1.0, help="factor of the classification loss")
     add("--box-loss-weight", type=real(0), help="factor of the box loss")
 

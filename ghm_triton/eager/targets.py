@@ -5,6 +5,8 @@ from torch import Tensor
 
 from ..population import Level
 
+ROUNDING = 0.01  # soft targets, such as overlaps of boxes, may lie outside [0, 1] by their rounding, in bfloat16 too
+
 
 def check_targets(level: Level) -> None:
     """Look for class indices other than -1 .. C, or values outside [0, 1], of elements that count.
@@ -16,10 +18,11 @@ def check_targets(level: Level) -> None:
     if target.numel() == 0 or target.dtype == torch.bool:
         return
     low, high = (-1, level.input.shape[-1]) if level.class_index else (0, 1)
+    slack = ROUNDING if target.is_floating_point() else 0
     least, most = (value.item() for value in target.aminmax())
-    if least >= low and most <= high:
+    if least >= low - slack and most <= high + slack:
         return
-    wrong = ((target < low) | (target > high)) & _counted(level)
+    wrong = ((target < low - slack) | (target > high + slack)) & _counted(level)
     if wrong.any():
         allowed = f"class indices from 0 to {high - 1}, or -1 or {high} for the background" if level.class_index else ""
         allowed = allowed or "values in [0, 1], or class indices without the class dimension"

@@ -28,7 +28,7 @@ class HarmonizedBCE(nn.Module):
 
     Args:
         bins, momentum, exponent: As for :func:`ghm_triton.ghmc_loss`.
-        sync: Take the density over all processes. Each process has its own c.
+        process_group: Take the density over all processes of this group. Each process has its own c.
 
     Raises:
         TypeError, ValueError: An argument is not as described.
@@ -38,9 +38,17 @@ class HarmonizedBCE(nn.Module):
         >>> bce(torch.randn(2, 189, 10, requires_grad=True), torch.rand(2, 189, 10)).sum().backward()
     """
 
-    def __init__(self, *, bins: int, momentum: float, exponent: float, sync: bool = False):
+    def __init__(
+        self,
+        *,
+        bins: int,
+        momentum: float,
+        exponent: float,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
+    ):
         super().__init__()
-        self.ghmc = GHMCLoss(bins=bins, momentum=momentum, exponent=exponent, sync=sync, reduction="none")
+        options = dict(bins=bins, momentum=momentum, exponent=exponent, process_group=process_group)
+        self.ghmc = GHMCLoss(reduction="none", **options)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the losses, fp32, of the shape of `logits`. `target` has this shape and values in [0, 1]."""

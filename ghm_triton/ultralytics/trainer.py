@@ -6,6 +6,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from ghm_triton import GHMCLoss
 from ghm_triton.density import Density
+from ghm_triton.distributed import world
 
 from .criterion import HarmonizedBCE, harmonize_criterion, losses_of_branches
 
@@ -54,7 +55,7 @@ class GHMDetectionTrainer(DetectionTrainer):
         super().resume_training(ckpt)  # sets the criterion of an end-to-end model
         model = unwrap_model(self.model)
         criterion = getattr(model, "criterion", None) or model.init_criterion()
-        model.criterion = harmonize_criterion(criterion, sync=True, **self._loss_options())
+        model.criterion = harmonize_criterion(criterion, process_group=world(), **self._loss_options())
         if self.resume:
             self._load_running_counts(getattr(ckpt["ema"], "ghm_density", {}))
 

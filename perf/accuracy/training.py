@@ -24,6 +24,7 @@ from ghm_triton.detection.pretrain import pretrain
 from ghm_triton.detection.training.checkpoint import load_checkpoint, save_checkpoint
 from ghm_triton.detection.training.engine import train_one_cycle as train
 from ghm_triton.detection.training.evaluation import average_precision, detect
+from ghm_triton.mmdet import GHMC, GHMR
 
 from ..exact_density import ExactGHMCLoss
 from .faulty_boxes import FaultyBoxes
@@ -66,8 +67,18 @@ def build(run: Run, backbone: dict | None) -> nn.Module:
         model = lite0_retinanet(TASKS[run.task])
     if run.losses == EXACT:
         return harmonize(model, ExactGHMCLoss(run.bins), SmoothL1Loss(loss_weight=run.box_weight))
-    options = {name: getattr(run, name) for name in ("bins", "momentum", "variant", "mu", "exponent")}
+    options = {name: getattr(run, name) for name in ("bins", "momentum", "mu", "exponent")}
+    if run.variant == "mmdet":
+        return harmonize(model, *_mmdetection_losses(run, **options))
     return use_losses(model, LossOptions(**LOSSES[run.losses], box_loss_weight=run.box_weight, **options))
+
+
+def _mmdetection_losses(run: Run, *, bins: int, mu: float, **options) -> tuple[nn.Module, nn.Module]:
+    """mmdetection's formulas of the pair that `run` names."""
+    boxes = SmoothL1Loss(loss_weight=run.box_weight)
+    if LOSSES[run.losses]["box_loss"] == "ghmr":
+        boxes = GHMR(mu=mu, loss_weight=run.box_weight, **options)
+    return GHMC(bins=bins, **options), boxes
 
 
 def digits_data(run: Run, *, scenes: int) -> tuple[Dataset, Dataset]:

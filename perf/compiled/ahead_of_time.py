@@ -15,6 +15,8 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction, KernelParam
 
 import ghm_triton
+from ghm_triton.losses.base import elementwise_loss
+from ghm_triton.options import Options
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -114,12 +116,13 @@ def _ghmc_calls(dtype: torch.dtype) -> dict[str, Callable]:
     x = torch.zeros(4096, 80, dtype=dtype, requires_grad=True)
     labels, weight, dense = torch.zeros(4096, dtype=torch.int64), torch.zeros(4096), torch.zeros(4096, 80)
     paper = dict(momentum=0.75, running_counts=torch.zeros(31))
-    mmdet = dict(momentum=0.75, running_counts=torch.zeros(30), variant="mmdet")
-    loss = functools.partial(ghm_triton.ghmc_loss, backend="triton")
+    mmdet = Options(loss="ghmc", bins=30, exponent=1.0, momentum=0.75, variant="mmdet")
+    mmdet_sum = Options(loss="ghmc", bins=30, exponent=1.0, reduction="sum", variant="mmdet")
+    loss = functools.partial(ghm_triton.ghmc_loss, exponent=1.0, backend="triton")
     return {
         "class index": lambda: loss(x, labels, **paper).backward(),
-        "class index, anchor weight, mmdet": lambda: loss(x, labels, weight, **mmdet).backward(),
-        "dense, element weight, sum": lambda: loss(x, dense, dense, reduction="sum").backward(),
+        "class index, anchor weight, mmdet": lambda: _mmdet(x, labels, weight, torch.zeros(30), mmdet),
+        "dense, element weight, sum": lambda: _mmdet(x, dense, dense, None, mmdet_sum),
         "class index, none": lambda: loss(x, labels, reduction="none").sum().backward(),
         "class index, five levels": lambda: loss([x] * 5, [labels] * 5).backward(),
     }
@@ -128,9 +131,10 @@ def _ghmc_calls(dtype: torch.dtype) -> dict[str, Callable]:
 def _ghmr_calls(dtype: torch.dtype) -> dict[str, Callable]:
     deltas = torch.zeros(4096, 4, dtype=dtype, requires_grad=True)
     target, weight = torch.zeros(4096, 4), torch.zeros(4096, 4)
-    loss = functools.partial(ghm_triton.ghmr_loss, backend="triton")
+    mmdet = Options(loss="ghmr", mu=0.02, bins=10, exponent=1.0, variant="mmdet")
+    loss = functools.partial(ghm_triton.ghmr_loss, exponent=1.0, backend="triton")
     return {
-        "deltas, element weight, mmdet": lambda: loss(deltas, target, weight, variant="mmdet").backward(),
+        "deltas, element weight, mmdet": lambda: _mmdet(deltas, target, weight, None, mmdet),
         "deltas, none": lambda: loss(deltas, target, reduction="none").sum().backward(),
     }
 
@@ -144,7 +148,7 @@ def _cross_entropy_calls(dtype: torch.dtype) -> dict[str, Callable]:
     }
     given = {name: torch.zeros(shape, dtype=dtype, requires_grad=True) for name, shape in shapes.items()}
     labels = {name: torch.zeros(shape[0], *shape[2:], dtype=torch.int64) for name, shape in shapes.items()}
-    loss = functools.partial(ghm_triton.ghm_cross_entropy, backend="triton")
+    loss = functools.partial(ghm_triton.ghm_cross_entropy, exponent=1.0, backend="triton")
     calls = {name: functools.partial(_backward, loss, x, labels[name]) for name, x in given.items()}
     for name in ("softmax of 1,000 classes", "softmax of 19 classes, channels second"):
         x, target = given[name], labels[name]
@@ -152,6 +156,11 @@ def _cross_entropy_calls(dtype: torch.dtype) -> dict[str, Callable]:
         calls[f"{name}, probabilities"] = functools.partial(_backward, loss, x, x.detach())
         calls[f"{name}, none"] = functools.partial(_backward, loss, x, target, reduction="none")
     return calls
+
+
+def _mmdet(input, target, weight, running_counts, options: Options) -> None:
+    """As ghm_triton.mmdet, whose classes have no argument for the backend."""
+    elementwise_loss(input, target, weight, running_counts, options, "triton").backward()
 
 
 def _backward(loss: Callable, *args, **options) -> None:

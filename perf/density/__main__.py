@@ -15,6 +15,7 @@ import torch
 from ghm_triton import GHMCLoss
 from ghm_triton.arguments import command_parser
 from ghm_triton.detection.training.checkpoint import load_checkpoint
+from ghm_triton.regions import state_size
 
 EXPONENTS = {0.0: "cross entropy", 0.5: "exponent 0.5", 1.0: "exponent 1 (the paper)"}
 COLORS = {0.0: "tab:gray", 0.5: "tab:blue", 1.0: "tab:orange"}
@@ -42,7 +43,8 @@ def read_counts(checkpoint: Path) -> pd.DataFrame:
 def shares(counts: pd.Series, exponent: float) -> pd.DataFrame:
     """Compute the share of each region in the total weight, and the weight of an element of it."""
     loss = GHMCLoss(bins=len(counts), exponent=exponent)
-    state = torch.tensor([*counts, 1.0])  # the last number divides the others
+    state = torch.ones(state_size(len(counts), "paper"))
+    state[:-1] = torch.tensor(counts.to_numpy())
     loss.load_state_dict({"running_counts": state})
     density = loss.density()
     return pd.DataFrame({"share": density.shares, "weight": density.weights})

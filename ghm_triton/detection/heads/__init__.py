@@ -12,7 +12,7 @@ from .fcos import HarmonizedFCOSHead
 from .retinanet import HarmonizedRetinaNetHead
 from .ssd import harmonize_ssd
 
-__all__ = ["harmonize", "paper_losses"]
+__all__ = ["default_losses", "harmonize"]
 
 _HEADS = (  # (detector, its head, the head that replaces it)
     (RetinaNet, RetinaNetHead, HarmonizedRetinaNetHead),
@@ -27,8 +27,8 @@ def harmonize(
 ) -> RetinaNet | FCOS | SSD:
     """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
-    Without losses, the paper's are used: `GHMCLoss()` and `GHMRLoss()`. With only one loss, torchvision's loss is used
-    for the other part. `exponent=0.5` is recommended for both, except to reproduce the paper.
+    Without losses, `GHMCLoss()` and `GHMRLoss()` are used. With only one loss, torchvision's loss is used for the other
+    part. ``exponent=1`` for both is the paper.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
     `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for
@@ -57,13 +57,13 @@ def harmonize(
 
     Example:
         >>> model = harmonize(torchvision.models.detection.retinanet_resnet50_fpn(num_classes=91))
-        >>> model = harmonize(model, GHMCLoss(exponent=0.5), GHMRLoss(exponent=0.5))
+        >>> model = harmonize(model, GHMCLoss(exponent=1), GHMRLoss(exponent=1))  # as in the paper
         >>> losses = model(images, targets)  # "classification" and "bbox_regression", as before
     """
     losses = classification_loss, regression_loss
     _check_losses(model, *losses)
     if losses == (None, None):
-        losses = paper_losses(model)
+        losses = default_losses(model)
     if isinstance(model, SSD):
         harmonize_ssd(model, *losses)
     else:
@@ -93,8 +93,8 @@ def _check_loss(name: str, loss: nn.Module | None, purpose: str, others: tuple[t
         raise TypeError(f"{name} must be a loss for {purpose}, got {type(loss).__name__}")
 
 
-def paper_losses(model: RetinaNet | FCOS | SSD) -> tuple[nn.Module, nn.Module | None]:
-    """The classification loss and the regression loss with the paper's settings, as :func:`harmonize` sets them."""
+def default_losses(model: RetinaNet | FCOS | SSD) -> tuple[nn.Module, nn.Module | None]:
+    """Return the classification loss and the regression loss that :func:`harmonize` sets where none are given."""
     if isinstance(model, SSD):
         return GHMCrossEntropyLoss(), GHMRLoss(mu=0.2)
     return GHMCLoss(), None if isinstance(model, FCOS) else GHMRLoss()

@@ -52,4 +52,5 @@ class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
         labels = match_labels(targets, matches, logits.shape[-1])
         # torchvision computes the three losses in one function; its focal loss is thrown away.
         losses = super().compute_loss(targets, head_outputs | {"cls_logits": logits.detach()}, anchors, matched_idxs)
-        return losses | {"classification": self.classification_loss(logits, labels, torch.ones_like(labels))}
+        counted = torch.ones_like(labels, dtype=torch.bool)
+        return losses | {"classification": self.classification_loss(logits, labels, counted)}

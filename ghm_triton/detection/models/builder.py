@@ -5,7 +5,7 @@ from torchvision import models
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from ..losses import LossOptions, use_losses
+from ..losses import stored_options, use_losses
 from .lite0 import lite0_retinanet
 from .small import small_retinanet
 from .ssd import build_ssd
@@ -71,7 +71,7 @@ def build_from(state: dict) -> tuple[nn.Module, list[dict]]:
         about, weights = state["about"], state["model"]
         categories = about["categories"]
         model = build_model(about["model"], len(categories), min_size=about["min_size"], max_size=about["max_size"])
-        use_losses(model, LossOptions(**about["losses"]))
+        use_losses(model, stored_options(about["losses"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"checkpoint must be one of ghm_triton.detection.train, got one without {error}") from error
     try:

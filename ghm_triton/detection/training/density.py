@@ -15,7 +15,7 @@ from torchvision.models.detection.ssd import SSD
 
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 
-from ..heads import harmonize, paper_losses
+from ..heads import default_losses, harmonize
 
 POSITIVE, NEGATIVE, PLAIN = "tab:orange", "tab:blue", "black"
 _PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 or not value else f"{value:g}")
@@ -74,7 +74,7 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # torchvision draws a size per image
         probe(images, targets)
     owner = model if isinstance(model, SSD) else model.head
-    usual = paper_losses(model)  # for the regions where the losses are others
+    usual = default_losses(model)  # for the regions where the losses are others
     norm, positive = _softmax(*classify.inputs) if isinstance(model, SSD) else _sigmoid(*classify.inputs)
     loss = _after(getattr(owner, "classification_loss", None), classify.inputs)
     element = "anchors" if isinstance(model, SSD) else "logits"
@@ -93,7 +93,7 @@ def _after(loss: nn.Module | None, inputs: tuple[Tensor, ...]) -> nn.Module | No
     if not isinstance(loss, GHMCLoss | GHMCrossEntropyLoss | GHMRLoss):
         return None
     loss = copy.deepcopy(loss).train()
-    loss.sync = False  # the other processes do not look
+    loss.process_group = None  # the other processes do not look
     with torch.no_grad():
         loss(*inputs)
     return loss

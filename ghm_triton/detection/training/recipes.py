@@ -18,7 +18,7 @@ PAPER = {
     "lr": 0.01,
     "warmup": 500,
     "augment": "flip",
-    "exponent": 1.0,
+    "exponent": 0.5,
     "box_loss_weight": 1.0,
 }
 SMALL = {

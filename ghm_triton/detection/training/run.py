@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data.augment import Augmented
 from ..data.coco import CocoBoxes
 from ..data.split_files import locate_split
-from ..losses import LossOptions, use_losses
+from ..losses import stored_options, use_losses
 from ..models.builder import build_model
 from ..pretrain import load_backbone, pretrain
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -92,7 +92,7 @@ class Run:
             max_size=options.max_size,
             backbone_weights=weights,
         )
-        use_losses(model, LossOptions(**self.about["losses"]), sync=self.processes.count > 1)
+        use_losses(model, stored_options(self.about["losses"]), sync=self.processes.count > 1)
         model.to(self.processes.device)
         optimizer, schedule = make_optimizer(model, options, self.steps_per_epoch)
         torch.manual_seed(options.seed + self.processes.rank)
