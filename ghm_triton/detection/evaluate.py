@@ -1,6 +1,8 @@
 """Print COCO's twelve numbers of a checkpoint of `train` and the AP of each class, and write them with --output.
 
-python -m ghm_triton.detection.evaluate RUN/best.pt --data DIR
+    python -m ghm_triton.detection.evaluate RUN/best.pt --data DIR
+
+Where the data has no objects of a size or class, the number is -1.
 """
 
 import json

@@ -1,6 +1,8 @@
 """Show the anchors with the largest gradient norm, which are often wrong or missing boxes.
 
-python -m ghm_triton.detection.hardest RUN/checkpoint.pt --data DIR --output RUN/hardest.png
+    python -m ghm_triton.detection.hardest RUN/checkpoint.pt --data DIR --output RUN/hardest.png
+
+Each anchor is orange, and the annotated boxes are white.
 """
 
 import copy
@@ -19,7 +21,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import nms
 from tqdm import tqdm
 
-from .argument_types import command_parser, device, plain_warnings, whole
+from ..arguments import command_parser, device, plain_warnings, whole
 from .data.coco import CocoBoxes
 from .data.split_files import locate_split
 from .heads import harmonize
@@ -154,7 +156,7 @@ def _outline(axes: Axes, box: list[float], **style) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Draws the page. Returns 1 after an error in the input, which is printed."""
-    parser = command_parser("hardest", __doc__)
+    parser = command_parser("ghm_triton.detection.hardest", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt or best.pt of a training")
     parser.add_argument("--data", metavar="DIR", help="data set in COCO's layout")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="split to look at")

@@ -1,6 +1,8 @@
 """Detect objects in images or folders of images, and write their boxes as JSON and a picture with the boxes drawn.
 
-python -m ghm_triton.detection.predict RUN/best.pt IMAGE_OR_FOLDER ... --output DIR
+    python -m ghm_triton.detection.predict RUN/best.pt IMAGE_OR_FOLDER ... --output DIR
+
+NAME.json holds the objects of an image, and NAME.png shows them.
 """
 
 import json
