@@ -12,13 +12,14 @@ for module in ("torchvision", "sklearn", "pycocotools", "pandas", "matplotlib"):
 
 from PIL import Image
 
-from ghm_triton.detection import demo, digits, evaluate, predict, pretrain, train
+from ghm_triton.detection import demo, digits, evaluate, hardest, predict, pretrain, train
 from ghm_triton.detection.data.digit_scenes import DigitScenes
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.small import SmallBackbone, small_retinanet
+from ghm_triton.detection.text import counted, listed
 from ghm_triton.detection.training.checkpoint import save_checkpoint
 from ghm_triton.detection.training.drawing import draw_objects
-from ghm_triton.detection.training.evaluation import average_precision
+from ghm_triton.detection.training.evaluation import average_precision, average_precision_by_class
 
 OPEN = {  # the commands that take a device, with the arguments that they need
     "train": (train.main, ["--data", "x", "--output", "y"]),
@@ -79,6 +80,29 @@ def test_options_that_do_not_go_together_are_named(tmp_path, capsys, arguments, 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("main", [train.main, evaluate.main, predict.main, hardest.main, demo.main])
+def test_help_has_an_example(capsys, main):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "examples:\n  python -m ghm_triton.detection." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_warnings_show_no_source(tmp_path):
+    """A line of the source used to follow each of them."""
+    digits.main([str(tmp_path / "data"), "--train", "2", "--val", "1", "--size", "32", "--digits", "1", "1"])
+    command = [sys.executable, "-m", "ghm_triton.detection.train", "--data", str(tmp_path / "data"), "--output"]
+    command += [str(tmp_path / "run"), "--backbone-weights", "unknown", "--model", "lite0", "--device", "cpu"]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
+    assert text.startswith(f"warning: annotations {tmp_path}") and text.count("\n") == 2  # and the error
+
+
+def test_numbers_and_their_nouns():
+    assert [counted(number, "box") for number in (0, 1, 1500)] == ["0 boxes", "1 box", "1,500 boxes"]
+    assert counted(1, "class") == "1 class" and counted(2, "image") == "2 images"
+    assert listed("abcde") == "a, b, c, d, e" and listed(range(7)) == "0, 1, 2, 3, 4, and 2 more"
+
+
 def test_amp_on_a_cpu_warns(tmp_path):
     with pytest.warns(UserWarning, match="bfloat16, which most CPUs do about ten times slower"):
         train.main(["--data", str(tmp_path), "--output", str(tmp_path / "run"), "--amp", "--device", "cpu"])
@@ -117,22 +141,59 @@ def test_numbers_without_objects_are_marked_whatever_was_found():
 
 def test_evaluate_explains_missing_sizes(tmp_path, capsys, monkeypatch):
     digits.main([str(tmp_path), "--train", "1", "--val", "1", "--size", "32"])
-    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **options: ({"AP": 50.0, "APl": -1.0}, []))
+    classes = [{"id": 1, "name": "dog", "AP": 50.0, "AP50": 90.0}, {"id": 2, "name": "ibex", "AP": -1.0, "AP50": -1.0}]
+    numbers = {"AP": 50.0, "APl": -1.0}
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **options: (numbers, classes, []))
     assert evaluate.main(["checkpoint.pt", "--data", str(tmp_path)]) == 0
-    assert "APl     -1.0  (-1: the data has no such objects)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "APl     -1.0  (-1: the data has no such objects)" in text
+    assert "dog     50.0   90.0\nibex    -1.0   -1.0  (-1: the data has no such objects)" in text
+
+
+def test_average_precision_by_class():
+    """Of two classes with one object each, the first is found and the other not; the third has no objects."""
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": [
+            {"id": one, "image_id": 1, "category_id": one, "bbox": [8 * one, 8, 20, 20], "area": 400, "iscrowd": 0}
+            for one in (1, 2)
+        ],
+        "categories": [{"id": one, "name": str(one)} for one in (1, 2, 3)],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": [8, 8, 20, 20], "score": 0.9}]
+    found.append({"image_id": 1, "category_id": 2, "bbox": [16, 8, 20, 13.0], "score": 0.9})  # IoU 0.65
+    numbers, by_class = average_precision_by_class(truth, found)
+    assert numbers == average_precision(truth, found)
+    assert by_class == {
+        1: {"AP": pytest.approx(100), "AP50": pytest.approx(100)},
+        2: {"AP": pytest.approx(40), "AP50": pytest.approx(100)},  # the thresholds 0.5, 0.55, 0.6, 0.65
+        3: {"AP": -1, "AP50": -1},
+    }
 
 
 @pytest.mark.slow
 def test_importing_without_torchvision_names_the_extra():
     code = "import sys; sys.modules['torchvision'] = None; import ghm_triton.detection"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0 and 'pip install "ghm-triton[detection]"' in done.stderr
+    assert done.returncode != 0 and 'pip install -e ".[detection]" in the clone' in done.stderr
 
 
 def test_names_of_predictions_do_not_clash():
     """a/0.png and b/0.png used to overwrite each other."""
     names = predict.output_names(["a/0.png", "b/0.png", "0-2.png", "c/0.jpg", "1.png"])
     assert names == ["0", "0-2", "0-2-2", "0-3", "1"]
+
+
+def test_a_folder_is_all_its_images(tmp_path):
+    """By name, without the files and folders that are none."""
+    for name in ("b.JPG", "a.png", "notes.txt", "inside/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = str(tmp_path)
+    assert predict.find_images(["x.png", folder]) == ["x.png", f"{folder}/a.png", f"{folder}/b.JPG"]
+    (tmp_path / "inside" / "c.png").unlink()
+    with pytest.raises(FileNotFoundError, match="inside, where there is none"):
+        predict.find_images([str(tmp_path / "inside")])
 
 
 def test_predictions_of_the_same_name_are_all_written(tmp_path):
@@ -184,18 +245,36 @@ def test_pretraining_writes_what_a_training_starts_from(tmp_path, capsys, monkey
         pretrain.load_backbone(other, path)
 
 
+def test_a_stopped_demo_leaves_no_picture(tmp_path, monkeypatch, capsys):
+    """It used to leave an empty file. A picture that was there stays."""
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "pretrain", stop)
+    path = tmp_path / "demo.png"
+    for content in (None, b"earlier"):
+        if content:
+            path.write_bytes(content)
+        assert demo.main(["--output", str(path)]) == 130
+        assert (path.read_bytes() if path.exists() else None) == content
+    assert "stopped; no picture is written" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_demo_draws_and_compares(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretrain, "_HELD_OUT", 20)
     threads = torch.get_num_threads()
     try:
-        assert demo.main(["--smoke", "--compare", "--threads", "1", "--output", str(tmp_path / "demo.png")]) == 0
+        assert demo.main(["--smoke", "--threads", "1", "--output", str(tmp_path / "demo.png")]) == 0
     finally:
         torch.set_num_threads(threads)
     text = capsys.readouterr().out
     assert str(tmp_path / "demo.png") in text and "next: " in text
     assert [line.split()[0] for line in text.splitlines() if " 0.0 " in line] == ["GHM-C", "focal"]
     assert Image.open(tmp_path / "demo.png").size[0] > 1000
+    assert demo.main(["--smoke", "--alone", "--output", str(tmp_path / "alone.png")]) == 0
+    assert "focal" not in capsys.readouterr().out
     assert demo.main(["--smoke", "--output", str(tmp_path)]) == 1  # a folder
     assert "output must be a file that can be written, got" in capsys.readouterr().err
 

@@ -12,7 +12,16 @@ from ghm_triton import GHMCLoss, GHMRLoss
 from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_scenes import DigitScenes
 from ghm_triton.detection.models.small import small_retinanet
-from ghm_triton.detection.training.density import _see, draw_density, observe
+from ghm_triton.detection.training import curves
+from ghm_triton.detection.training.density import (
+    Seen,
+    _see,
+    draw_counts,
+    draw_density,
+    draw_gradient,
+    draw_weights,
+    observe,
+)
 
 
 def test_counts_and_shares_follow_the_definition():
@@ -76,3 +85,42 @@ def test_observing_leaves_the_training_as_it_is(tmp_path):
     assert seen["classification"].gradient.sum() > 0 and (seen["boxes"].gradient[:, 0] == 0).all()
     draw_density(tmp_path / "density.png", seen | {"boxes": seen["boxes"]._replace(weights=None)})
     assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
+
+
+def shown(axes):
+    """The labels of the ticks between the borders."""
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    ticks = axes.yaxis.get_major_ticks() + axes.yaxis.get_minor_ticks()
+    return {tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high} - {""}
+
+
+def test_panels_have_plain_ticks_room_above_and_no_falls_at_the_ends():
+    """Ticks used to be 6x10^-1, bars to end at the border, and outlines to drop to the axis."""
+    from matplotlib.figure import Figure
+
+    bars = torch.tensor([1000.0, 40, 3, 0])
+    weights = torch.tensor([0.7, 1.2, 1.9, 0])
+    seen = Seen(torch.linspace(0, 1, 5).double(), bars, weights, torch.stack([bars, bars / 2], dim=1), "logits")
+    counts, weight, gradient = Figure().subplots(1, 3)
+    draw_counts(counts, seen, "classification")
+    draw_weights(weight, seen, "classification")
+    draw_gradient(gradient, seen, "classification")
+    assert shown(counts) == {"0", "1", "10", "100", "1,000", "10,000"} and shown(weight) == {"0.1", "1", "10"}
+    assert counts.get_ylim() == (0, 10_000) and weight.get_ylim() == pytest.approx((0.1, 10))
+    (outline,) = weight.patches
+    assert outline.get_path().vertices[0].tolist() == pytest.approx([0, 0.7])
+    assert gradient.get_ylim()[1] > seen.shares(weighted=False).sum(dim=1).max()
+
+
+def test_losses_are_drawn_between_the_evaluations(tmp_path, monkeypatch):
+    """A short run has no mean of ten steps, and says what its line is."""
+    drawn = []
+    rows = [{"epoch": 1, "step": 8, "classification": 2.0}, {"epoch": 2, "step": 16, "classification": 1.0}]
+    metrics = [row | dict.fromkeys(("AP", "AP50", "AP75"), 5.0) for row in rows]
+    monkeypatch.setattr(curves, "_save", lambda figure, path: drawn.append(figure) or path)
+    curves.draw_curves(tmp_path, [{"epoch": 2, "step": 10, "classification": 1.5}], metrics)
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean between evaluations"]
+    (line,) = axes.patches
+    assert line.get_data().values.tolist() == [2, 1] and line.get_data().edges.tolist() == [0, 8, 16]

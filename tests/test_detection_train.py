@@ -347,7 +347,7 @@ def test_the_plan_counts_all_steps_and_says_when_they_are_few():
 
 @pytest.mark.parametrize(
     "seconds, text",
-    [(0.2, "about 1 seconds"), (42, "about 42 seconds"), (170, "about 3 minutes"), (5400, "about 1.5 hours")],
+    [(0.2, "about 1 second"), (42, "about 42 seconds"), (170, "about 3 minutes"), (5400, "about 1.5 hours")],
 )
 def test_times_in_words(seconds, text):
     assert pace.describe_time(seconds) == text
@@ -357,10 +357,10 @@ def test_the_time_left_is_said_once(monkeypatch):
     """After eleven steps of 2 seconds; 40 are left."""
     clock, said = iter(range(0, 100, 20)), []
     monkeypatch.setattr(pace.time, "perf_counter", lambda: next(clock))
-    one = pace.Pace(said.append, "training")
+    one = pace.Pace(said.append, "training", ", plus the evaluations")
     for left in range(50, 30, -1):
         one.step(left)
-    assert said == ["training: about 80 seconds for the other 40 steps, without evaluations"]
+    assert said == ["training: about 80 seconds for the other 40 steps, plus the evaluations"]
 
 
 @pytest.mark.slow

@@ -32,7 +32,9 @@ def test_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     for name in [name for name in sys.modules if name.startswith("ghm_triton.ultralytics")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ImportError, match=r"needs the package ultralytics.*pip install 'ghm-triton\[ultralytics\]'"):
+    with pytest.raises(
+        ImportError, match=r"needs the package ultralytics.*pip install -e '.\[ultralytics\]' in the clone"
+    ):
         importlib.import_module("ghm_triton.ultralytics")
 
 

@@ -8,7 +8,8 @@ try:
     import torchvision  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        f'ghm_triton.detection needs torchvision, which is not installed: pip install "ghm-triton[detection]" ({error})'
+        "ghm_triton.detection needs torchvision, which is not installed: run "
+        f'pip install -e ".[detection]" in the clone of ghm-triton ({error})'
     ) from error
 
 from .heads import harmonize

@@ -1,11 +1,13 @@
-"""Train a small RetinaNet with GHM-C and GHM-R on scenes of handwritten digits, in minutes on a CPU.
+"""Train a small RetinaNet with GHM-C and GHM-R, and one with focal loss, on handwritten digits, in minutes on a CPU.
 
-    python -m ghm_triton.detection.demo [--compare]
+    python -m ghm_triton.detection.demo
+    python -m ghm_triton.detection.demo --alone --steps 1000
 
 It draws its detections in two held-out scenes next to the ground truth, AP over the steps, and the shares of the
 gradient.
 """
 
+import argparse
 import copy
 import math
 import pathlib
@@ -129,9 +131,9 @@ def table(results: dict[str, Result]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the demo. Returns 1 if the picture cannot be written."""
     parser = command_parser("ghm_triton.detection.demo", __doc__)
-    parser.add_argument("--compare", action="store_true", help="train with focal loss as well, and print both results")
+    parser.add_argument("--alone", action="store_true", help="leave out the training with focal loss")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
-    parser.add_argument("--steps", type=whole(1), default=1000, help="training steps of 8 images each")
+    parser.add_argument("--steps", type=whole(1), default=500, help="steps of each training, of 8 images")
     parser.add_argument(
         "--seed", type=whole(0, 2**63 - 1), default=0, help="random seed of the weights and the training scenes"
     )
@@ -143,28 +145,44 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
+        _check_writable(path)
     except OSError as error:
         print(f"error: output must be a file that can be written, got {path}: {error}", file=sys.stderr)
         return 1
+    try:
+        results = _train(options)
+    except KeyboardInterrupt:
+        print("stopped; no picture is written", file=sys.stderr)
+        return 130
+    draw(path, results, classes=options.classes, seed=options.seed)
+    print(table(results))
+    print(f"picture: {path.resolve()}")
+    print("next: python -m ghm_triton.detection.train --help, on your own images in COCO's format")
+    return 0
+
+
+def _check_writable(path: pathlib.Path) -> None:
+    """Raise an OSError if the file cannot be written. What is there stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    existed = path.exists()
+    path.open("ab").close()
+    if not existed:
+        path.unlink()
+
+
+def _train(options: argparse.Namespace) -> dict[str, Result]:
+    """Return the results of the trainings by the names of their losses. All start from one pre-training."""
     steps = 2 if options.smoke else options.steps
     torch.manual_seed(options.seed)
     backbone = SmallBackbone()
     pretrain(backbone, steps=2 if options.smoke else STEPS)
     results = {}
-    for name, losses in list(LOSSES.items())[: 2 if options.compare else 1]:
+    for name, losses in list(LOSSES.items())[: 1 if options.alone else 2]:
         print(f"{name}: {steps} steps of {SMALL['batch_size']} images, {torch.get_num_threads()} threads", flush=True)
         results[name] = run(
             losses, backbone, classes=options.classes, steps=steps, seed=options.seed, smoke=options.smoke
         )
-    draw(path, results, classes=options.classes, seed=options.seed)
-    print(table(results))
-    print(f"picture: {path.resolve()}")
-    if not options.compare:
-        print("next: --compare trains with focal loss as well")
-    print("next: python -m ghm_triton.detection.train --help, on your own images in COCO's format")
-    return 0
+    return results
 
 
 if __name__ == "__main__":

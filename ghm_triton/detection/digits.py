@@ -16,6 +16,7 @@ from PIL import Image
 from ..arguments import command_parser, real, whole
 from .data.digit_drawing import STYLES
 from .data.digit_scenes import DESCRIPTION, DigitScenes
+from .text import counted
 
 
 def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for split, count in (("train", options.train), ("val", options.val)):
             WRITERS[options.format](options.directory, DigitScenes(count, split=split, seed=options.seed, style=style))
-            print(f"{count} scenes in {pathlib.Path(options.directory, split)}")
+            print(f"{counted(count, 'scene')} in {pathlib.Path(options.directory, split)}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

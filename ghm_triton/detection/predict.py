@@ -1,6 +1,8 @@
-"""Detect objects in images, and write their boxes as JSON and a picture with the boxes drawn.
+"""Detect objects in images or folders of images, and write their boxes as JSON and a picture with the boxes drawn.
 
-python -m ghm_triton.detection.predict CHECKPOINT IMAGE... [--output DIR]
+    python -m ghm_triton.detection.predict RUN/best.pt IMAGE_OR_FOLDER ... --output DIR
+
+NAME.json holds the objects of an image, and NAME.png shows them.
 """
 
 import json
@@ -9,14 +11,18 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from ..arguments import command_parser, device, real
 from .data.images import read_image
 from .models.builder import build_from
+from .text import counted
 from .training.checkpoint import load_checkpoint
 from .training.drawing import draw_objects
+
+_ENDINGS = tuple(Image.registered_extensions())  # of files that Pillow reads
 
 
 def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshold: float) -> tuple[list[dict], Tensor]:
@@ -56,11 +62,29 @@ def output_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
+def find_images(paths: Sequence[str]) -> list[str]:
+    """Returns the paths with each folder replaced by the images in it, by name. Folders within it are left out.
+
+    Raises:
+        OSError: A folder cannot be read, or holds no images.
+    """
+    found = []
+    for path in paths:
+        if not pathlib.Path(path).is_dir():
+            found.append(path)
+            continue
+        inside = [str(one) for one in sorted(pathlib.Path(path).iterdir()) if one.suffix.lower() in _ENDINGS]
+        if not inside:
+            raise FileNotFoundError(f"image must be a file or a folder with images, got {path}, where there is none")
+        found += inside
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Predicts. Returns 1 if the checkpoint or any of the images cannot be read, after the others are done."""
     parser = command_parser("ghm_triton.detection.predict", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of images")
     parser.add_argument(
         "--output", metavar="DIR", default="predictions", help="folder to write NAME.json and NAME.png to"
     )
@@ -73,10 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
         model, categories = build_from(load_checkpoint(options.checkpoint))
         model.to(options.device)
         folder.mkdir(parents=True, exist_ok=True)
+        images = find_images(options.images)
     except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for path, name in zip(options.images, output_names(options.images)):
+    for path, name in zip(images, output_names(images)):
         try:
             image = read_image(path)
         except OSError as error:
@@ -90,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             print(f"error: {folder / name} cannot be written: {error}", file=sys.stderr)
             return 1
-        print(f"{path}: {len(found)} objects, {folder / name}.json and .png")
+        print(f"{path}: {counted(len(found), 'object')}, {folder / name}.json and .png")
     return failed
 
 

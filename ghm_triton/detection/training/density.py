@@ -45,7 +45,7 @@ class Seen(NamedTuple):
         return 100 * gradient / gradient.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-class _Recorder(nn.Module):
+class Recorder(nn.Module):
     """Takes the place of a loss and keeps its inputs."""
 
     inputs: tuple[Tensor, ...] | None = None
@@ -65,7 +65,7 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
     Returns:
         By the name of the panel, "classification" and "boxes". An FCOS has no "boxes": they are no box deltas.
     """
-    classify, regress = _Recorder(), _Recorder()
+    classify, regress = Recorder(), Recorder()
     probe = copy.deepcopy(model)
     device = next(probe.parameters()).device
     harmonize(probe, classify, None if isinstance(model, FCOS) else regress).train()

@@ -68,6 +68,26 @@ def average_precision(annotations: dict, results: list[dict]) -> dict[str, float
         annotations: The content of a file in COCO's format.
         results: Detections in COCO's result format.
     """
+    return _numbers(_evaluate(annotations, results))
+
+
+def average_precision_by_class(
+    annotations: dict, results: list[dict]
+) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """Returns what :func:`average_precision` does, and AP and AP50 of each category by its id; -1 without objects."""
+    evaluation = _evaluate(annotations, results)
+    # [IoU thresholds from 0.5 to 0.95, recalls, categories, object sizes, detections per image]
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    by_class = {}
+    for position, category in enumerate(evaluation.params.catIds):
+        parts = {"AP": precision[:, :, position], "AP50": precision[0, :, position]}
+        by_class[category] = {
+            name: 100 * float(part.mean()) if (part >= 0).all() else -1.0 for name, part in parts.items()
+        }
+    return _numbers(evaluation), by_class
+
+
+def _evaluate(annotations: dict, results: list[dict]) -> COCOeval:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _index(annotations)
         # loadRes fails without results.
@@ -76,6 +96,10 @@ def average_precision(annotations: dict, results: list[dict]) -> dict[str, float
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def _numbers(evaluation: COCOeval) -> dict[str, float]:
     return {name: float(numpy.where(value < 0, -1, 100 * value)) for name, value in zip(METRICS, evaluation.stats)}
 
 

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from ..text import counted
+
 _MEASURED = 10  # steps, after a first one that is slower
 
 
@@ -12,10 +14,11 @@ class Pace:
     Args:
         say: Takes the text.
         name: What the steps are of.
+        more: What takes time besides them, for example " and the evaluations".
     """
 
-    def __init__(self, say: Callable[[str], None], name: str):
-        self.say, self.name, self.steps, self.start = say, name, 0, 0.0
+    def __init__(self, say: Callable[[str], None], name: str, more: str = ""):
+        self.say, self.name, self.more, self.steps, self.start = say, name, more, 0, 0.0
 
     def step(self, left: int) -> None:
         """Count a step, after which `left` are left."""
@@ -24,12 +27,12 @@ class Pace:
             self.start = time.perf_counter()
         elif self.steps == 1 + _MEASURED and left:
             seconds = (time.perf_counter() - self.start) / _MEASURED * left
-            self.say(f"{self.name}: {describe_time(seconds)} for the other {left:,} steps, without evaluations")
+            self.say(f"{self.name}: {describe_time(seconds)} for the other {left:,} steps{self.more}")
 
 
 def describe_time(seconds: float) -> str:
     """Return "about 40 seconds", "about 3 minutes", "about 2.5 hours" ..."""
-    for limit, unit, size in ((90, "seconds", 1), (90 * 60, "minutes", 60)):
+    for limit, unit, size in ((90, "second", 1), (90 * 60, "minute", 60)):
         if seconds < limit:
-            return f"about {max(round(seconds / size), 1)} {unit}"
+            return f"about {counted(max(round(seconds / size), 1), unit)}"
     return f"about {seconds / 3600:.1f} hours"

@@ -49,7 +49,8 @@ class Run:
         self.folder = pathlib.Path(options.output)
         self.checkpoint = self.folder / "checkpoint.pt"
         self.unreadable = 0
-        self.pace, self.pretraining_pace = Pace(self._say, "training"), Pace(self._say, "pre-training")
+        self.pace = Pace(self._say, "training", ", plus the evaluations")
+        self.pretraining_pace = Pace(self._say, "pre-training")
         places = [locate_split(options, split) for split in ("train", "val")]
         self.train_data = CocoBoxes(*places[0])
         self.steps_per_epoch = math.ceil(len(self.train_data) / options.batch_size)
