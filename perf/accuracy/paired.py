@@ -53,16 +53,18 @@ def front(rows: pd.DataFrame, losses: dict[str, str], tasks: dict[tuple[str, int
 
     Args:
         rows: The rows of the comparison that are reported.
-        losses: The names in the table, by the names of the pairs.
-        tasks: The titles of the columns, by (task, steps).
+        losses: The names in the table, by the names of the pairs. Those without rows are left out.
+        tasks: The titles of the columns, by (task, steps). Those without rows are left out too.
     """
     means = scores(rows).groupby(["task", "steps", "losses"])["AP"].mean()
     differences = against_rivals(rows)
     table = pd.DataFrame({"losses": losses.values()}, index=list(losses))
-    for task, title in tasks.items():
+    measured = [task for task in tasks if task in set(means.index.droplevel("losses"))]
+    for task in measured:
+        title = tasks[task]
         for pair in losses:
             place = (*task, pair)
             told = differences.get(place)
             cell = f"{means[place]:.1f}" if place in means.index else ""
             table.loc[pair, title] = f"{cell} ({told})" if told else cell
-    return table
+    return table[(table.drop(columns="losses") != "").any(axis=1)]
