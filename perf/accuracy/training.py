@@ -74,7 +74,7 @@ def build(run: Run, backbone: dict | None) -> nn.Module:
 
 
 def _mmdetection_losses(run: Run, *, bins: int, mu: float, **options) -> tuple[nn.Module, nn.Module]:
-    """mmdetection's formulas of the pair that `run` names."""
+    """Return the losses of the pair that `run` names, by the formulas of mmdetection."""
     boxes = SmoothL1Loss(loss_weight=run.box_weight)
     if LOSSES[run.losses]["box_loss"] == "ghmr":
         boxes = GHMR(mu=mu, loss_weight=run.box_weight, **options)

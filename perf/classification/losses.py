@@ -6,11 +6,7 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.nn.functional import cross_entropy
 
-<<<<<<< HEAD:perf/classification/losses.py
 from ghm_triton import GHMCrossEntropyLoss
-=======
-from ..losses.cross_entropy import GHMCrossEntropyLoss
->>>>>>> 07895d7 (core: every user of the old names: detection, YOLO, perf and their tests; train defaults to the exponent 0.5):ghm_triton/classification/losses.py
 
 EXPONENTS = (0.25, 0.5, 0.75, 1.0)
 FOCUS = 2.0  # gamma of the focal loss

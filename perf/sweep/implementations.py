@@ -63,35 +63,22 @@ class Implementation:
         return {"backward": read + write, "forward_backward": 2 * read + write}.get(mode, read)
 
 
-<<<<<<< HEAD
 def _wide(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32, or in float64 if it has that dtype."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _ours(backend: str | None, wrap: Callable = lambda function: function, **options) -> Loss:
-=======
-def _ours(backend: str, wrap: Callable = lambda function: function) -> Callable[[Case, Data], Tensor]:
-    """With the exponent of the paper, as the other implementations of GHM."""
->>>>>>> 07895d7 (core: every user of the old names: detection, YOLO, perf and their tests; train defaults to the exponent 0.5)
     ghmc, ghmr = wrap(ghm_triton.ghmc_loss), wrap(ghm_triton.ghmr_loss)
     cross_entropy = wrap(ghm_triton.ghm_cross_entropy)
     options = {"exponent": 1.0, "backend": backend} | options
 
     def call(case, data):
-        options = dict(bins=case.bins, exponent=1.0, backend=backend)
         if case.loss == "ghmc":
-<<<<<<< HEAD
             return ghmc(data.input, data.target, bins=case.bins, **options)
         if case.loss == "cross_entropy":
             return cross_entropy(data.input, data.target, bins=case.bins, **options)
         return ghmr(data.input, data.target, mu=MU, bins=case.bins, **options)
-=======
-            return ghmc(data.input, data.target, class_dim=-1, **options)
-        if case.loss == "cross_entropy":
-            return cross_entropy(data.input, data.target, **options)
-        return ghmr(data.input, data.target, mu=MU, **options)
->>>>>>> 07895d7 (core: every user of the old names: detection, YOLO, perf and their tests; train defaults to the exponent 0.5)
 
     return call
 
