@@ -18,6 +18,7 @@ except ImportError as error:  # without Triton everything runs eagerly
 
 BACKENDS = get_args(Backend)
 VARIABLE = "GHM_TRITON_BACKEND"
+CHECK_VARIABLE = "GHM_TRITON_CHECK"
 HAVE_FLOAT64 = ("cpu", "cuda", "meta")
 MAX_KERNEL_BINS = 510  # a row of counts must fit the registers of a warp
 
@@ -31,6 +32,13 @@ def check_backend(backend: str | None) -> str | None:
     if name is not None:
         check_choice(f"the environment variable {VARIABLE}", name, BACKENDS)
     return name
+
+
+def checks_targets() -> bool:
+    """Whether the environment asks to look at targets before the kernels run, which waits for the GPU."""
+    value = os.environ.get(CHECK_VARIABLE) or "0"
+    check_choice(f"the environment variable {CHECK_VARIABLE}", value, ("0", "1"))
+    return value == "1"
 
 
 def check_float64(device: torch.device) -> None:

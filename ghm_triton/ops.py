@@ -18,7 +18,7 @@ graph; without them the compiled code is slower than the plain call.
 import torch
 
 from . import eager
-from .backend import kernels
+from .backend import checks_targets, kernels
 from .interpreter import interpreted
 from .options import SCHEMA, Options, replaced
 from .population import Population, compute_dtype, loss_shape
@@ -36,7 +36,10 @@ def _eager_loss(inputs, targets, weights, running_counts, *options):
 
 
 def _triton_loss(inputs, targets, weights, running_counts, *options):
-    return _updating_once(kernels.launch_loss, Population(inputs, targets, weights), running_counts, Options(*options))
+    population, options = Population(inputs, targets, weights), Options(*options)
+    if checks_targets():
+        eager.check_population(population, options)
+    return _updating_once(kernels.launch_loss, population, running_counts, options)
 
 
 def _updating_once(compute, population: Population, running_counts: torch.Tensor | None, options: Options):

@@ -19,6 +19,7 @@ from .cross_entropy import CrossEntropyLevel
 from .ghmc import measure_ghmc
 from .ghmr import measure_ghmr
 from .harmonize import harmonize
+from .targets import check_population as check_population
 
 _MEASURES = {"ghmc": measure_ghmc, "ghmr": measure_ghmr, "cross_entropy": CrossEntropyLevel}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..options import Options
 from ..population import Level, loss_shape
 from .levels import MeasuredLevel, lookup
+from .targets import check_classes
 
 
 class _Shifted(NamedTuple):
@@ -86,14 +87,7 @@ class CrossEntropyLevel(MeasuredLevel):
 
     def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """(class indices, which of them are ignored or None); the ignored ones become 0."""
-        inside = (target >= 0) & (target < self.classes)
-        ignored = target == self.ignore_index if self.ignore_index is not None else torch.zeros_like(inside)
-        wrong = ~(inside | ignored)
-        if wrong.any():
-            allowed = "" if self.ignore_index is None else f" or ignore_index ({self.ignore_index})"
-            raise IndexError(
-                f"target must hold class indices from 0 to {self.classes - 1}{allowed}, got {target[wrong][0].item()}"
-            )
+        ignored = check_classes(target, self.classes, self.ignore_index)
         if not ignored.any():
             return target, None
         return target.masked_fill(ignored, 0), ignored

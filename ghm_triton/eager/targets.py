@@ -1,11 +1,42 @@
-"""Whether the targets of GHM-C are what they must be: one pass over them, and a second one only for what is wrong."""
+"""Whether targets are what they must be: one pass over those of GHM-C, and a second one only for what is wrong."""
 
 import torch
 from torch import Tensor
 
-from ..population import Level
+from ..options import Options
+from ..population import Level, Population
 
 ROUNDING = 0.01  # soft targets, such as overlaps of boxes, may lie outside [0, 1] by their rounding, in bfloat16 too
+
+
+def check_population(population: Population, options: Options) -> None:
+    """Check the targets for the kernels, which do not look at them. It waits for a GPU.
+
+    Raises:
+        ValueError, IndexError: See :func:`check_targets` and :func:`check_classes`.
+    """
+    for level in population.levels():
+        if options.loss == "ghmc" and not options.mmdet:
+            check_targets(level)
+        elif options.loss == "cross_entropy" and level.class_index:
+            check_classes(level.target.long(), level.input.shape[1], options.ignore_index)
+
+
+def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    """Return where the int64 class indices of GHM cross entropy are `ignore_index`.
+
+    Raises:
+        IndexError: Another one is not from 0 to C - 1. The message shows it.
+    """
+    inside = (target >= 0) & (target < classes)
+    ignored = target == ignore_index if ignore_index is not None else torch.zeros_like(inside)
+    wrong = ~(inside | ignored)
+    if wrong.any():
+        allowed = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
+        raise IndexError(
+            f"target must hold class indices from 0 to {classes - 1}{allowed}, got {target[wrong][0].item()}"
+        )
+    return ignored
 
 
 def check_targets(level: Level) -> None:

@@ -57,7 +57,8 @@ def ghm_cross_entropy(
     Raises:
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
         IndexError: A class index is neither from 0 to C - 1 nor `ignore_index`. The Triton kernels do not raise,
-            because that would synchronize with the GPU: they ignore such an example.
+            because that would synchronize with the GPU: they ignore such an example. They raise with
+            ``GHM_TRITON_CHECK=1``, see :func:`ghmc_loss`.
         RuntimeError: `backend` is "triton", but Triton cannot run.
 
     Example:

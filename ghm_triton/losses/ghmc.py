@@ -104,7 +104,8 @@ def ghmc_loss(
     Raises:
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
             The kernels do not look at the values of targets, because that would synchronize with the GPU: there an
-            index outside -1 to C is background, and a value outside [0, 1] gives a meaningless loss.
+            index outside -1 to C is background, and a value outside [0, 1] gives a meaningless loss. With the
+            environment variable ``GHM_TRITON_CHECK=1`` they raise too, and each call waits for the GPU.
         RuntimeError: `backend` is "triton", but Triton cannot run; or the device has no float64, which "eager" needs.
 
     Example:
