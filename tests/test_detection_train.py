@@ -428,7 +428,7 @@ def test_the_paper_is_the_recipe_of_large_models_and_small_that_of_the_small_one
         14,
         16,
         0.01,
-        1,
+        0.5,
     )
     assert (options.box_loss_weight, options.pretrain_steps, options.clip, options.warmup) == (1, 0, 35, 500)
     assert options.augment == "flip"
@@ -436,7 +436,7 @@ def test_the_paper_is_the_recipe_of_large_models_and_small_that_of_the_small_one
     for options in (parsed(), parsed("--recipe", "small")):
         assert (options.recipe, options.exponent, options.box_loss_weight) == ("small", 0.5, 4.0)
         assert options.box_loss is None and options.augment == "none"
-    assert parsed("--recipe", "paper").exponent == 1
+    assert parsed("--recipe", "paper", "--exponent", "1").exponent == 1
     assert parsed("--exponent", "0.7", "--lr", "0.1").exponent == 0.7
     assert parsed("--loss", "focal").box_loss == "smooth_l1"  # the model's own box loss takes no factor
     assert parsed("--recipe", "small", "--model", "fcos_resnet50_fpn").box_loss_weight == 1

@@ -2,7 +2,7 @@
 
     python -m ghm_triton.detection.train --data DIR --output RUN
     python -m ghm_triton.detection.train --data DIR --output RUN --resume
-    python -m ghm_triton.detection.train --data DIR --output RUN --model retinanet_resnet50_fpn_v2 --exponent 0.5
+    python -m ghm_triton.detection.train --data DIR --output RUN --model retinanet_resnet50_fpn_v2
     torchrun --nproc-per-node=2 -m ghm_triton.detection.train --data DIR --output RUN
 
 After each evaluation, RUN holds checkpoint.pt, best.pt, metrics.csv with COCO's twelve numbers, losses.png, ap.png, and
@@ -100,8 +100,7 @@ def _add_choices(group: argparse._ActionsContainer) -> None:
     add(
         "--recipe",
         choices=list(RECIPES),
-        help="small: pre-training, AdamW, one cycle of the learning rate, exponent 0.5 (default for "
-        "--model small and lite0); "
+        help="small: pre-training, AdamW, one cycle of the learning rate (default for --model small and lite0); "
         "paper: SGD and the paper's schedule (default for other models)",
     )
 
