@@ -110,7 +110,7 @@ def ghmc_loss(
 
     Example:
         >>> logits = torch.randn(1000, 80, requires_grad=True)
-        >>> labels = torch.randint(-1, 80, (1000,))         # -1: background
+        >>> labels = torch.randint(-1, 80, (1000,))  # -1: background
         >>> ghmc_loss(logits, labels).backward()
     """
     options = Options(
