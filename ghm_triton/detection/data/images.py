@@ -9,6 +9,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 _UPRIGHT_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose width and height are exchanged
 _ORIENTATION = 0x0112
+# What Pillow raises for broken files, and what Ultralytics' replacement of Image.open raises, where it is imported.
+_BROKEN = (ValueError, SyntaxError, Image.DecompressionBombError, ImportError)
 
 
 def read_image(path: str | pathlib.Path) -> Tensor:
@@ -23,7 +25,7 @@ def read_image(path: str | pathlib.Path) -> Tensor:
     try:
         with Image.open(path) as image:
             return pil_to_tensor(_rgb(ImageOps.exif_transpose(image), path))
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them for broken files
+    except _BROKEN as error:
         raise OSError(f"{path}: {error}") from error
 
 
@@ -42,7 +44,7 @@ def image_size(path: str | pathlib.Path) -> tuple[int, int] | None:
             return image.size[::-1] if sideways else image.size
     except WrongValues:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, *_BROKEN):
         return None
 
 
