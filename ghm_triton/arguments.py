@@ -14,7 +14,7 @@ import torch
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description, and shows the choices and the defaults that say something."""
+    """Formatter that keeps the line breaks of the description and adds choices and informative defaults."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -87,8 +87,8 @@ def real(least: float = -math.inf, most: float = math.inf, *, above: float = -ma
 
 
 def device(text: str) -> torch.device:
-    """Convert to a device that is there: the CPU, or an accelerator that PyTorch finds. "auto" prefers the latter."""
-    # Asked without a tensor, which would take memory of the first GPU in each of several processes.
+    """Convert to an available device: the CPU, or an accelerator that PyTorch finds. "auto" prefers the accelerator."""
+    # No tensor is created: it would take memory on the first GPU in each of several processes.
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     kind = torch.accelerator.current_accelerator().type if count else "cpu"
     try:

@@ -78,7 +78,7 @@ def _run(triton: bool, options: Options, running_counts: Tensor | None, count: i
 
 
 def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
-    """Saves the gradients up to the incoming factor (eager), or what the kernels kept and the inputs (Triton)."""
+    """Save the gradients up to the incoming factor (eager), or what the kernels kept and the inputs (Triton)."""
     ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
     ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
     ctx.set_materialize_grads(False)

@@ -24,7 +24,7 @@ MAX_KERNEL_BINS = 510  # a row of counts must fit the registers of a warp
 
 
 def check_backend(backend: str | None) -> str | None:
-    """The backend that the argument or the environment names, or None for the default of the device."""
+    """Return the backend that the argument or the environment names, or None for the default of the device."""
     if backend is not None:
         check_choice("backend", backend, BACKENDS)
         return backend
@@ -35,14 +35,14 @@ def check_backend(backend: str | None) -> str | None:
 
 
 def checks_targets() -> bool:
-    """Whether the environment asks to look at targets before the kernels run, which waits for the GPU."""
+    """Whether the environment asks to check the targets before the kernels run, which waits for the GPU."""
     value = os.environ.get(CHECK_VARIABLE) or "0"
     check_choice(f"the environment variable {CHECK_VARIABLE}", value, ("0", "1"))
     return value == "1"
 
 
 def check_float64(device: torch.device) -> None:
-    """The eager backend sums in float64.
+    """Check that the device has float64, in which the eager backend sums.
 
     Raises:
         RuntimeError: The device has no float64, such as Apple's MPS.

@@ -1,4 +1,4 @@
-"""Checks of arguments. Each error names the argument, what it must be and what it was; ghm_triton.layout has more."""
+"""Checks of arguments. Each error names the argument, what was expected and what was given. ghm_triton.layout checks tensors."""
 
 import math
 import operator
@@ -14,18 +14,19 @@ from .types import Reduction
 
 REDUCTIONS = get_args(Reduction)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MAX_BINS = 4096  # float32 norms resolve no finer regions: with 10,000 bins the loss is off by 5e-4
+MAX_BINS = 4096  # float32 norms cannot resolve finer regions: with 10,000 bins the loss is off by 5e-4
 INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 NUMBERS = (*FLOATS, torch.bool, *INDICES)
 
 
 def check_choice(name: str, value, choices: Sequence[str]) -> None:
+    """Check that `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_int(name: str, value) -> int:
-    """Return an int from what has `__index__`: NumPy's and PyTorch's integers too."""
+    """Convert anything with `__index__`, such as NumPy's and PyTorch's integers, to an int."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if hasattr(type(value), "__index__") and not _is_bool(value):
@@ -37,7 +38,7 @@ def check_int(name: str, value) -> int:
 
 
 def check_float(name: str, value) -> float:
-    """Return a float from what has `__float__` or `__index__`: NumPy's numbers and tensors of one number too."""
+    """Convert anything with `__float__` or `__index__`, such as NumPy's numbers and one-element tensors, to a float."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")) and not _is_bool(value):
@@ -53,6 +54,7 @@ def _is_bool(value) -> bool:
 
 
 def check_bins(bins) -> int:
+    """Return the number of regions as an int."""
     bins = check_int("bins", bins)
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must be from 1 to {MAX_BINS}, got {bins}")
@@ -60,10 +62,12 @@ def check_bins(bins) -> int:
 
 
 def check_exponent(exponent, *, name: str = "exponent") -> float:
+    """Return a number in [0, 1] as a float."""
     return check_number(name, exponent, 0, "in [0, 1]", below=math.nextafter(1, 2), low_allowed=True)
 
 
 def check_number(name: str, value, low: float, expected: str, *, below: float = math.inf, low_allowed=False) -> float:
+    """Return a number above `low` and below `below` as a float. low_allowed: `low` itself is allowed too."""
     number = check_float(name, value)
     if not (low < number < below or (low_allowed and number == low)):
         raise ValueError(f"{name} must be {expected}, got {value}")
@@ -71,11 +75,13 @@ def check_number(name: str, value, low: float, expected: str, *, below: float = 
 
 
 def check_momentum(momentum) -> float:
+    """Return the momentum as a float."""
     most = 0.999  # float32 cannot hold a longer average: at 0.9999 it would be off by 2e-4
     return check_number("momentum", momentum, 0, f"in [0, {most}]", below=math.nextafter(most, 1), low_allowed=True)
 
 
 def check_mu(mu) -> float:
+    """Return the transition point of ASL1 as a float."""
     number = check_number("mu", mu, 0, "positive and finite")
     if not 1e-15 <= number <= 1e12:  # mu^2 must fit float32, and vanish beside a d^2 that does not
         raise ValueError(f"mu must be from 1e-15 to 1e12, got {mu}")
@@ -83,6 +89,7 @@ def check_mu(mu) -> float:
 
 
 def check_ignore_index(ignore_index) -> int | None:
+    """Return the index as an int, or None."""
     if ignore_index is None:
         return None
     ignore_index = check_int("ignore_index", ignore_index)
@@ -92,7 +99,7 @@ def check_ignore_index(ignore_index) -> int | None:
 
 
 def check_options(options: Options) -> Options:
-    """Return the options with each number as the int or the float that it stands for."""
+    """Return the options with each number converted to an int or a float."""
     check_choice("reduction", options.reduction, REDUCTIONS)
     return replaced(
         options,
@@ -108,7 +115,7 @@ def check_options(options: Options) -> Options:
 
 
 def check_running_counts(running_counts, options: Options, device: torch.device, *, name: str, of: str) -> None:
-    """name, of: the names of the argument and of the input."""
+    """Check the state. name, of: the names of the argument and of the input."""
     bins, variant = options.bins, options.variant
     if running_counts is None:
         if options.momentum > 0:
@@ -131,6 +138,7 @@ def check_running_counts(running_counts, options: Options, device: torch.device,
 
 
 def check_dense(name: str, value) -> None:
+    """Check that `value` is a plain dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_nested:
@@ -144,10 +152,12 @@ def check_dense(name: str, value) -> None:
 
 
 def check_floats(name: str, tensor: Tensor) -> None:
+    """Check that the dtype is floating point, of 16 bits or more."""
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
 
 
 def check_device(name: str, tensor: Tensor, of: str, device: torch.device) -> None:
+    """Check that the tensor is on `device`, the device of the argument named `of`."""
     if tensor.device != device:
         raise ValueError(f"{name} must be on the device of {of}, {device}, got {tensor.device}")

@@ -30,12 +30,12 @@ class Density(NamedTuple):
     shares: Tensor
 
     def plot(self, figure=None):
-        """Draw counts, weights and shares over the gradient norm: three panels above one another.
+        """Draw counts, weights and shares over the gradient norm, in three stacked panels.
 
-        It needs matplotlib, and copies the numbers to the host.
+        This needs matplotlib and copies the numbers to the host.
 
         Args:
-            figure: A `matplotlib.figure.Figure` to draw into. None: a new one, which pyplot does not know.
+            figure: A `matplotlib.figure.Figure` to draw into. None: a new one, not registered with pyplot.
 
         Returns:
             matplotlib.figure.Figure: The figure, for `savefig` or `SummaryWriter.add_figure`.

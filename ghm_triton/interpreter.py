@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 
 def interpreting() -> bool:
-    """Whether the interpreter is active. Triton makes each function for it or for a GPU when it is imported."""
+    """Whether the interpreter is active. Triton decides this when it is imported."""
     import triton
 
-    return not isinstance(triton.language.sum, triton.JITFunction)  # its own functions are decorated like ours
+    return not isinstance(triton.language.sum, triton.JITFunction)  # Triton's functions are decorated like ours
 
 
 def interpreted(launch: Callable) -> Callable:
-    """`launch` for CPU tensors. It raises a RuntimeError if the interpreter is not active."""
+    """Wrap `launch` for CPU tensors: it raises a RuntimeError if the interpreter is not active."""
 
     @functools.wraps(launch)
     def checked(*args):

@@ -1,6 +1,8 @@
-"""Registers GHMC and GHMR in mmdetection 3.x when it is imported. In a config:
+"""Register GHMC and GHMR in mmdetection 3.x when this module is imported.
 
-custom_imports = dict(imports=["ghm_triton.mmdet_plugin"], allow_failed_imports=False)
+In a config::
+
+    custom_imports = dict(imports=["ghm_triton.mmdet_plugin"], allow_failed_imports=False)
 """
 
 from .mmdet import register_mmdet

@@ -43,11 +43,11 @@ def _triton_loss(inputs, targets, weights, running_counts, *options):
 
 
 def _updating_once(compute, population: Population, running_counts: torch.Tensor | None, options: Options):
-    """Calls `compute`. In a backward pass, in which checkpointing repeats a forward pass, the state stays as it is.
+    """Call `compute`. Do not update the state in a backward pass, where checkpointing repeats a forward pass.
 
-    The operators decide this when they run: a compiled graph is the same in both passes. The repeated forward pass
-    weighs with the present state. If a later forward pass has updated the state in between, its weights are those of
-    the later state.
+    The operators decide this when they run, because a compiled graph is the same in both passes. The repeated forward
+    pass takes the weights from the current state. If a later forward pass has updated the state in between, these are
+    the weights of the later state.
     """
     if running_counts is None or not options.update or torch._C._current_graph_task_id() == -1:
         return compute(population, running_counts, options)
@@ -101,21 +101,21 @@ _FAKES = {
 
 
 def _at(value, dims, i: int):
-    """Population i of an argument (a tensor or a list of tensors) that vmap has stacked along `dims`."""
+    """Return population i of an argument (a tensor or a list of tensors) that vmap has stacked along `dims`."""
     if isinstance(value, (list, tuple)):
         return [_at(one, dim, i) for one, dim in zip(value, dims)]
     return value if dims is None else value.select(dims, i).contiguous()
 
 
 def _blank(value, dims):
-    """An empty tensor of the shape of one population, for an argument that holds no population."""
+    """Return an empty tensor of the shape of one population, for an argument that holds no population."""
     if isinstance(value, (list, tuple)):
         return [_blank(one, dim) for one, dim in zip(value, dims)]
     return value if dims is None else value.new_empty(value.shape[:dims] + value.shape[dims + 1 :])
 
 
 def _one_by_one(name: str):
-    """The rule for vmap: each population has its own density."""
+    """Return the rule for vmap: each population has its own density."""
 
     def rule(info, in_dims, *args):
         if name != "triton_gradient" and args[3] is not None and in_dims[3] is None:

@@ -26,7 +26,7 @@ class Options(NamedTuple):
         variant: "paper", or "mmdet" for the formulas of mmdetection.
         mu: The transition point of ASL1, for GHM-R.
         class_dim: The dimension of the classes of GHM-C, or None for the last. Only ghm_triton.layout reads it.
-        ignore_index: The target that does not count, or None. Not for GHM-R.
+        ignore_index: The target of elements that do not count, or None. Not for GHM-R.
         label_smoothing: See :func:`ghm_triton.ghm_cross_entropy`. 0 for the other losses.
         update: Whether this call updates the moving average.
         grad: Whether the caller may ask for a gradient.
@@ -52,19 +52,22 @@ class Options(NamedTuple):
 
     @property
     def mmdet(self) -> bool:
+        """Whether mmdetection's formulas are used."""
         return self.variant == "mmdet"
 
     @property
     def mean(self) -> bool:
+        """Whether the loss is the mean over the elements."""
         return self.reduction == "mean"
 
     @property
     def unreduced(self) -> bool:
+        """Whether the loss has one value per element."""
         return self.reduction == "none"
 
 
 def replaced(options: Options, **changes) -> Options:
-    """`options._replace(**changes)`, which torch.compile of PyTorch 2.6 cannot trace."""
+    """Return `options._replace(**changes)`, which torch.compile of PyTorch 2.6 cannot trace."""
     return Options(*[changes.get(name, value) for name, value in zip(Options._fields, options)])
 
 

@@ -1,4 +1,4 @@
-"""The elements that share one gradient density, as both backends take them."""
+"""The elements that share one gradient density, in the form that both backends take."""
 
 from typing import NamedTuple
 
@@ -21,14 +21,17 @@ class Level(NamedTuple):
 
     @property
     def class_index(self) -> bool:
+        """Whether the target holds class indices."""
         return self.target.dim() < self.input.dim()
 
     @property
     def anchor_weight(self) -> bool:
+        """Whether there is one weight per anchor."""
         return self.weight is not None and self.weight.dim() < self.input.dim()
 
     @property
     def element_weight(self) -> bool:
+        """Whether there is one weight per element."""
         return self.weight is not None and not self.anchor_weight
 
     @property
@@ -45,20 +48,21 @@ class Population(NamedTuple):
     weights: list[Tensor]
 
     def levels(self) -> list[Level]:
+        """Return the levels one by one."""
         weights = self.weights or [None] * len(self.inputs)
         return [Level(*level) for level in zip(self.inputs, self.targets, weights)]
 
 
 def loss_shape(input: Tensor, options: Options) -> torch.Size:
-    """The shape of the losses of a level before their reduction: one per element, or one per row of classes."""
+    """Return the shape of the losses of a level before reduction: one per element, or one per row of classes."""
     return input.shape[:1] + input.shape[2:] if options.loss == "cross_entropy" else input.shape
 
 
 def kept_by_kernels(options: Options) -> int:
-    """The number of tensors that the kernels' forward pass keeps for the gradient, the coefficients first."""
+    """Return how many tensors the kernels' forward pass keeps for the gradient. The coefficients are the first."""
     return 4 if options.loss == "cross_entropy" else 1
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms and losses, and of eager gradients before rounding to the dtype of the input."""
+    """Return the dtype of norms and losses, and of eager gradients before they are rounded to the input's dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32

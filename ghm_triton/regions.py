@@ -13,17 +13,17 @@ FORGOTTEN = 1e-6  # elements: in evaluation, a smaller average counts as that of
 
 
 def state_size(bins: int, variant: str) -> int:
-    """Size of running_counts: one moving average per region, followed by that of the constant 1 for "paper"."""
+    """Return the size of running_counts: an average per region, followed by that of the constant 1 for "paper"."""
     return bins + 1 if variant == "paper" else bins
 
 
 def slots_of_kernels(bins: int) -> int:
-    """Slots per row of counts in the kernels: the next power of two from bins + 2, which `tl.histogram` requires."""
+    """Return the slots per row of counts in the kernels: a power of two >= bins + 2, as `tl.histogram` requires."""
     return 1 << (bins + 1).bit_length()
 
 
 def region_edges(bins: int, device: torch.device | str | None = None) -> Tensor:
-    """The edges i / bins, i = 0..bins, rounded to fp32. Shape [bins + 1]."""
+    """Return the edges i / bins, i = 0..bins, rounded to fp32. Shape [bins + 1]."""
     return torch.arange(bins + 1, dtype=torch.float32, device=device) / bins
 
 

@@ -34,18 +34,18 @@ from .training.engine import train_one_cycle
 from .training.evaluation import average_precision, detect
 from .training.recipes import SMALL
 
-LOSSES = {  # both at the learning rate and the box weight that are the best of a grid for focal loss
+LOSSES = {  # both use the learning rate and the box weight that a grid search found best for focal loss
     f"GHM-C + GHM-R, exponent {SMALL['exponent']}": LossOptions(
         "ghm", exponent=SMALL["exponent"], box_loss_weight=SMALL["box_loss_weight"]
     ),
     "focal + smooth L1": LossOptions("focal", "smooth_l1", box_loss_weight=SMALL["box_loss_weight"]),
 }
-_POINTS = 5  # of AP over the steps, the last on all held-out scenes
+_POINTS = 5  # measurements of AP over the steps, the last one at the end
 _THRESHOLD = 0.5  # minimum score of the detections that are drawn
 
 
 class Result(NamedTuple):
-    """What comes of a training: AP over the steps, COCO's numbers at the end, and seconds per step."""
+    """The results of a training: AP over the steps, COCO's metrics at the end, and seconds per step."""
 
     model: nn.Module
     curve: dict[int, float]
@@ -54,7 +54,7 @@ class Result(NamedTuple):
 
 
 def run(losses: LossOptions, backbone: SmallBackbone, *, classes: int, steps: int, seed: int, smoke: bool) -> Result:
-    """Trains with `losses` on a copy of `backbone`."""
+    """Train with `losses` on a copy of `backbone`."""
     torch.manual_seed(seed)
     common = {"classes": classes, "style": STYLES["hard"]}
     held_out = DigitScenes(8 if smoke else 200, split="val", **common)
@@ -85,7 +85,7 @@ def run(losses: LossOptions, backbone: SmallBackbone, *, classes: int, steps: in
 
 
 def draw(path: pathlib.Path, results: dict[str, Result], *, classes: int, seed: int) -> None:
-    """Draws two held-out scenes with the truth and the detections, AP over the steps, and the gradient density."""
+    """Draw two held-out scenes with the truth and the detections, AP over the steps, and the gradient density."""
     common = {"classes": classes, "style": STYLES["hard"]}
     figure = Figure(figsize=(20, 9.5), layout="constrained")
     scenes_axes, (ap, counts, weights, gradient) = figure.subplots(2, 4)
@@ -120,7 +120,7 @@ def _show(axes: Axes, picture: torch.Tensor, title: str) -> None:
 
 
 def table(results: dict[str, Result]) -> str:
-    """Returns the numbers of the trainings."""
+    """Return a table of the results."""
     lines = [f"{'losses':28}{'AP':>7}{'AP50':>7}{'AP75':>7}{'s/step':>9}"]
     for name, one in results.items():
         numbers = "".join(f"{one.metrics[metric]:7.1f}" for metric in ("AP", "AP50", "AP75"))
@@ -129,7 +129,7 @@ def table(results: dict[str, Result]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demo. Returns 1 if the picture cannot be written."""
+    """Run the demo. Return 1 if the picture cannot be written."""
     parser = command_parser("ghm_triton.detection.demo", __doc__)
     parser.add_argument("--alone", action="store_true", help="leave out the training with focal loss")
     parser.add_argument("--classes", type=int, choices=[1, 10], default=10, help="1: all digits are one class")
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check_writable(path: pathlib.Path) -> None:
-    """Raise an OSError if the file cannot be written. What is there stays."""
+    """Raise an OSError if the file cannot be written. An existing file stays as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     existed = path.exists()
     path.open("ab").close()
@@ -171,7 +171,7 @@ def _check_writable(path: pathlib.Path) -> None:
 
 
 def _train(options: argparse.Namespace) -> dict[str, Result]:
-    """Return the results of the trainings by the names of their losses. All start from one pre-training."""
+    """Return the results by the names of the losses. All trainings start from the same pre-trained backbone."""
     steps = 2 if options.smoke else options.steps
     torch.manual_seed(options.seed)
     backbone = SmallBackbone()

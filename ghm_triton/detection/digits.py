@@ -20,13 +20,13 @@ from .text import counted
 
 
 def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
-    """Writes `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json; the same bytes each time.
+    """Write `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json, the same bytes each time.
 
-    The pictures of an earlier call are deleted first.
+    Pictures from an earlier call are deleted first.
 
     Raises:
         OSError: A file cannot be written.
-        ValueError: The annotations that are there are of another data set.
+        ValueError: The folder holds annotations of another data set.
     """
     pictures = pathlib.Path(directory, scenes.split)
     annotations = pathlib.Path(directory, "annotations", f"instances_{scenes.split}.json")
@@ -42,7 +42,7 @@ def write_coco(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
 
 
 def _earlier_pictures(annotations: pathlib.Path) -> list[str]:
-    """Returns the names of the pictures that an earlier call has written."""
+    """Return the names of the pictures that an earlier call wrote."""
     try:
         content = json.loads(annotations.read_text())
         if content["info"]["description"] == DESCRIPTION:
@@ -53,12 +53,12 @@ def _earlier_pictures(annotations: pathlib.Path) -> list[str]:
 
 
 def write_yolo(directory: str | pathlib.Path, scenes: DigitScenes) -> None:
-    """Writes `directory`/images/SPLIT/*.png, labels/SPLIT/*.txt, and data.yaml, the format of Ultralytics' YOLO.
+    """Write `directory`/images/SPLIT/*.png, labels/SPLIT/*.txt, and data.yaml, the format of Ultralytics' YOLO.
 
-    A line of a label file is "label x y width height": center and size of a box, as parts of the picture's side.
+    A line of a label file is "label x y width height": center and size of a box, as fractions of the picture's side.
 
     Raises:
-        ValueError: The folders hold files already.
+        ValueError: The folders already hold files.
     """
     root, size = pathlib.Path(directory), scenes.style.size
     images, labels = (root / kind / scenes.split for kind in ("images", "labels"))
@@ -82,7 +82,7 @@ WRITERS = {"coco": write_coco, "yolo": write_yolo}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the scenes. Returns 1 after an error, which is printed."""
+    """Write the scenes. Print an error and return 1 for it."""
     parser = command_parser("ghm_triton.detection.digits", __doc__)
     parser.add_argument("directory", metavar="DIR", help="folder to write to; earlier scenes there are replaced")
     parser.add_argument("--train", type=whole(0), default=2000, metavar="N", help="number of training scenes")

@@ -1,8 +1,8 @@
-"""Print COCO's twelve numbers of a checkpoint of `train` and the AP of each class, and write them with --output.
+"""Print COCO's twelve metrics and the AP of each class for a checkpoint of `train`. --output also writes them.
 
     python -m ghm_triton.detection.evaluate RUN/best.pt --data DIR
 
-Where the data has no objects of a size or class, the number is -1.
+A metric is -1 if the data has no objects of that size or class.
 """
 
 import json
@@ -28,15 +28,15 @@ def evaluate(
     *,
     device: str = "cpu",
 ) -> tuple[dict[str, float], list[dict], list[dict]]:
-    """Evaluates a checkpoint on a data set.
+    """Evaluate a checkpoint on a data set.
 
     Returns:
-        COCO's twelve numbers; a dict of "id", "name", "AP" and "AP50" per category; and the detections in COCO's result
-        format. A number is -1 where there are no objects.
+        COCO's twelve metrics; a dict of "id", "name", "AP" and "AP50" per category; and the detections in COCO's result
+        format. A metric is -1 where there are no objects.
 
     Raises:
-        OSError, ValueError: The checkpoint or the data set is not as it should be, or has categories that the model was
-            not trained on.
+        OSError, ValueError: The checkpoint or the data set is missing or invalid, or the data set has categories that the
+            model was not trained on.
     """
     model, categories = build_from(load_checkpoint(checkpoint))
     data = CocoBoxes(annotations, images, category_ids=[category["id"] for category in categories])
@@ -50,7 +50,7 @@ def evaluate(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluates. Returns 1 after an error in the input, which is printed."""
+    """Run the evaluation. Print an error in the input and return 1 for it."""
     parser = command_parser("ghm_triton.detection.evaluate", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
     parser.add_argument("--data", metavar="DIR", help="data set in COCO's layout; its validation split is used")

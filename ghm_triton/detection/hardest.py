@@ -31,7 +31,7 @@ from .training.checkpoint import load_checkpoint
 from .training.density import Recorder
 
 _PER_IMAGE = 2
-_CANDIDATES = 50  # anchors of an image, most of them beside one another
+_CANDIDATES = 50  # per image; most of these anchors overlap one another
 _COLUMNS = 6
 
 
@@ -43,7 +43,7 @@ class Hard(NamedTuple):
         box: xyxy, in pixels of the image.
         norm: The gradient norm, 0 to 1: the score's distance to its target.
         label: The annotated label of the anchor, -1 for background.
-        scored: The label that the score is of.
+        scored: The label that the score belongs to.
         score: The score.
     """
 
@@ -55,12 +55,13 @@ class Hard(NamedTuple):
     score: float
 
     def describe(self, categories: list[dict]) -> str:
+        """Return the annotated class and the score in words."""
         annotated = "background" if self.label < 0 else categories[self.label]["name"]
         return f"annotated: {annotated}\nscore of {categories[self.scored]['name']}: {self.score:.2f}"
 
 
 class _Probe:
-    """A copy of a detector that computes no loss and keeps what the loss gets. Its parts are in evaluation mode.
+    """A copy of a detector, in evaluation mode, that records the inputs of its losses instead of computing them.
 
     Args:
         model: A RetinaNet, FCOS or SSD.
@@ -76,7 +77,7 @@ class _Probe:
         self.model.anchor_generator.register_forward_hook(lambda part, given, output: self.seen.update(anchors=output))
 
     def look(self, items: list[tuple[Tensor, dict]]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Return scores [images, anchors, classes], labels, what counts, and per image the anchors, xyxy in pixels."""
+        """Return scores [images, anchors, classes], labels, which anchors count, and per image the anchors (xyxy, pixels)."""
         place = next(self.model.parameters()).device
         images = [image.to(place) for image, _ in items]
         targets = [{name: target[name].to(place) for name in ("boxes", "labels")} for _, target in items]
@@ -96,13 +97,13 @@ class _Probe:
 
 
 def find_hardest(model: nn.Module, data: CocoBoxes, *, count: int, batch: int = 8) -> list[Hard]:
-    """Return the anchors with the largest gradient norm, at most two of an image, the hardest first.
+    """Return the anchors with the largest gradient norm, at most two per image, the hardest first.
 
     Args:
         model: A RetinaNet, FCOS or SSD for the labels of `data`. It stays as it is.
         data: The images and their boxes.
         count: Number of anchors.
-        batch: Images at once.
+        batch: Images per batch.
     """
     probe, hardest = _Probe(model), []
     for first in tqdm(range(0, len(data), batch), desc="looking", unit="batch"):
@@ -128,7 +129,7 @@ def _of_batch(indices: list[int], scores: Tensor, labels: Tensor, counted: Tenso
 
 
 def draw_hardest(path: pathlib.Path, data: CocoBoxes, hardest: list[Hard], categories: list[dict]) -> None:
-    """Draw each anchor, orange, in its image, with the annotated boxes, white, to `path`."""
+    """Draw each anchor (orange) in its image, with the annotated boxes (white), and save the figure to `path`."""
     rows = math.ceil(len(hardest) / _COLUMNS)
     figure = Figure(figsize=(3 * _COLUMNS, 3.6 * rows), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
@@ -155,7 +156,7 @@ def _outline(axes: Axes, box: list[float], **style) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draws the page. Returns 1 after an error in the input, which is printed."""
+    """Draw the page. Print an error in the input and return 1 for it."""
     parser = command_parser("ghm_triton.detection.hardest", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt or best.pt of a training")
     parser.add_argument("--data", metavar="DIR", help="data set in COCO's layout")
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     for split in ("train", "val"):
         parser.add_argument(f"--{split}-json", metavar="FILE", help="annotations to use instead of those in --data")
         parser.add_argument(f"--{split}-images", metavar="DIR", help=f"folder of the images of --{split}-json")
-    parser.add_argument("--count", type=whole(1), default=24, help="number of anchors, at most two of an image")
+    parser.add_argument("--count", type=whole(1), default=24, help="number of anchors, at most two per image")
     parser.add_argument("--output", metavar="FILE", default="hardest.png", help="picture to write")
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The losses of a detector by name: the harmonized ones, and those that they are compared with."""
+"""The losses of a detector by name: the harmonized ones, and those they are compared with."""
 
 import dataclasses
 
@@ -27,12 +27,12 @@ class _OverPositives(nn.Module):
     Args:
         normalize: "batch" divides the sum over the batch by the positives of the batch, as in the focal loss paper,
             Detectron2, and mmdetection. "image" divides the sum over each image by the positives of that image, and
-            takes the mean over the images, as torchvision does: an image with few objects, or none, then outweighs
-            all others.
+            takes the mean over the images, as torchvision does: an image with few or no objects then outweighs all
+            others.
         loss_weight: Factor of the loss.
 
     Raises:
-        ValueError: `normalize` is something else.
+        ValueError: `normalize` is neither.
     """
 
     def __init__(self, normalize: str = "batch", loss_weight: float = 1.0):
@@ -88,7 +88,7 @@ class SmoothL1Loss(nn.Module):
     """Smooth L1: the mean over the coordinates of all positive anchors of the batch, and 0 without any.
 
     Args:
-        beta: Where it turns from quadratic to linear, in units of the encoded box deltas. 1/9 as in Detectron.
+        beta: Where the loss changes from quadratic to linear, in units of the encoded box deltas. 1/9 as in Detectron.
         loss_weight: Factor of the loss.
     """
 
@@ -96,9 +96,9 @@ class SmoothL1Loss(nn.Module):
         super().__init__()
         self.beta, self.loss_weight = beta, loss_weight
 
-    def forward(self, deltas: Tensor, wanted: Tensor) -> Tensor:
-        """Returns a scalar. Both are [positive anchors, 4]."""
-        total = functional.smooth_l1_loss(deltas.float(), wanted.float(), beta=self.beta, reduction="sum")
+    def forward(self, deltas: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, a scalar, for two tensors [positive anchors, 4]."""
+        total = functional.smooth_l1_loss(deltas.float(), target.float(), beta=self.beta, reduction="sum")
         return self.loss_weight * total / max(deltas.numel(), 1)
 
 
@@ -109,7 +109,7 @@ class LossOptions:
     Attributes:
         loss: "ghm" (GHM-C, and GHM-R as the box loss), "ghmc", "focal", "ce", or "model" (the model's own: focal loss
             over the positives of each image, or for an SSD cross entropy with hard negative mining). For an SSD, "ghm"
-            and "ghmc" take GHM cross entropy over the softmax.
+            and "ghmc" mean GHM cross entropy over the softmax.
         box_loss: "ghmr", "asl1", "smooth_l1" or "model" (the model's own). None: "ghmr" for "ghm", else "model". An
             FCOS keeps its own box losses.
         bins, box_bins: Unit regions of GHM-C and GHM-R.
@@ -146,22 +146,22 @@ class LossOptions:
 
 
 def stored_options(stored: dict) -> LossOptions:
-    """Return the options that a checkpoint holds. Those of early versions have a `variant`, which is no option now."""
+    """Return the options stored in a checkpoint. Those of early versions include `variant`, which no longer exists."""
     return LossOptions(**{name: value for name, value in stored.items() if name != "variant"})
 
 
 def use_losses(model: RetinaNet | FCOS | SSD, options: LossOptions, *, sync: bool = False) -> RetinaNet | FCOS | SSD:
-    """Makes `model` train with the losses that `options` names. The model is changed and returned.
+    """Make `model` train with the losses that `options` names. The model is changed and returned.
 
     Args:
         model: A RetinaNet, FCOS or SSD of torchvision.
         options: The losses.
-        sync: Take the densities over all processes of torch.distributed, which must be initialized before. The losses
-            are scaled so that the mean of the processes' gradients, which DistributedDataParallel takes, is that of one
-            process with the whole batch.
+        sync: Take the densities over all processes of torch.distributed, which must be initialized first. The losses are
+            scaled so that the mean of the gradients over the processes, which DistributedDataParallel computes, equals
+            the gradient of one process with the whole batch.
 
     Raises:
-        ValueError: A box loss, or a factor of it, is given for an FCOS; or "focal" or "ce" for an SSD.
+        ValueError: A box loss or its factor is given for an FCOS, or "focal" or "ce" for an SSD.
 
     Example:
         >>> model = use_losses(small_retinanet(10), LossOptions("focal", "smooth_l1", box_loss_weight=2.0))
@@ -194,7 +194,7 @@ def _classification_loss(options: LossOptions, sync: bool) -> nn.Module | None:
 
 
 def _softmax_loss(options: LossOptions, sync: bool) -> nn.Module | None:
-    """For an SSD."""
+    """Return the classification loss of an SSD."""
     if options.loss in ("focal", "ce"):
         raise ValueError(f"loss must be 'ghm', 'ghmc' or 'model' for an SSD, got {options.loss!r}")
     if options.loss == "model":

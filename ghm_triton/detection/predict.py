@@ -22,20 +22,20 @@ from .text import counted
 from .training.checkpoint import load_checkpoint
 from .training.drawing import draw_objects
 
-_ENDINGS = tuple(Image.registered_extensions())  # of files that Pillow reads
+_ENDINGS = tuple(Image.registered_extensions())  # of the files that Pillow reads
 
 
 def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshold: float) -> tuple[list[dict], Tensor]:
-    """Detects the objects in an image.
+    """Detect the objects in an image.
 
     Args:
         model: A detector of torchvision, in eval mode.
         categories: The categories of its labels, in COCO's format.
         image: uint8 [3, height, width].
-        threshold: Least score, 0 to 1.
+        threshold: Minimum score, 0 to 1.
 
     Returns:
-        The objects and the picture with them drawn, enlarged if it is small. An object is a dict of "category_id",
+        The objects, and the picture with the objects drawn, enlarged if it is small. An object is a dict of "category_id",
         "category", "score" and "bbox" ([left, top, width, height] in pixels of `image`).
     """
     device = next(model.parameters()).device
@@ -53,7 +53,7 @@ def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshol
 
 
 def output_names(paths: Sequence[str]) -> list[str]:
-    """Returns a name per image: its own without the ending, and a number where an earlier image has this name."""
+    """Return a name per image: its file name without the extension, numbered if an earlier image has the same name."""
     names = []
     for path in paths:
         stem = pathlib.Path(path).stem
@@ -63,7 +63,7 @@ def output_names(paths: Sequence[str]) -> list[str]:
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """Returns the paths with each folder replaced by the images in it, by name. Folders within it are left out.
+    """Return the paths with each folder replaced by the images in it, sorted by name. Subfolders are skipped.
 
     Raises:
         OSError: A folder cannot be read, or holds no images.
@@ -75,13 +75,13 @@ def find_images(paths: Sequence[str]) -> list[str]:
             continue
         inside = [str(one) for one in sorted(pathlib.Path(path).iterdir()) if one.suffix.lower() in _ENDINGS]
         if not inside:
-            raise FileNotFoundError(f"image must be a file or a folder with images, got {path}, where there is none")
+            raise FileNotFoundError(f"image must be a file or a folder with images, got {path}, which has none")
         found += inside
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Predicts. Returns 1 if the checkpoint or any of the images cannot be read, after the others are done."""
+    """Run the prediction. Return 1 if the checkpoint or an image cannot be read; the other images are still processed."""
     parser = command_parser("ghm_triton.detection.predict", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of images")

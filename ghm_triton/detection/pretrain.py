@@ -1,4 +1,4 @@
-"""Pre-train the backbone of the small detector: it learns to tell crops of the ten digits and of no digit apart.
+"""Pre-train the backbone of the small detector to classify image crops as one of the ten digits or no digit.
 
     python -m ghm_triton.detection.pretrain FILE
 
@@ -26,7 +26,7 @@ _HELD_OUT = 1000  # crops
 
 
 class DigitCrops(Dataset):
-    """Crops of a split: items (image float32 [3, 32, 32] in [0, 1], label 0..9, or 10 for no digit)."""
+    """Crops of a split. An item is an image, float32 [3, 32, 32] in [0, 1], and a label, 0..9, or 10 for no digit."""
 
     def __init__(self, count: int, *, split: str = "train", seed: int = 0):
         self.count, self.split, self.seed = count, split, seed
@@ -43,7 +43,7 @@ class DigitCrops(Dataset):
 
 
 class _Classifier(nn.Module):
-    """A linear layer on the greatest values of the backbone's levels before the pyramid."""
+    """A linear layer on the spatial maxima of the backbone's levels before the pyramid."""
 
     def __init__(self, backbone: SmallBackbone):
         super().__init__()
@@ -67,20 +67,20 @@ def pretrain(
     after_step: Callable[[int, Callable[[], dict]], None] = lambda step, state: None,
     show: bool = True,
 ) -> float:
-    """Trains all of `backbone` but its pyramid. PyTorch's generator is left as it is.
+    """Train all of `backbone` except its pyramid. The state of PyTorch's generator does not change.
 
     Args:
         backbone: On any device.
         steps: Steps of AdamW with one cycle of the learning rate.
         batch: Crops per step.
         seed: Seed of the crops and of the linear layer on top.
-        resume: The state of a pre-training that was stopped, with the same arguments. It ends with the same weights, to
-            the bit on the CPU.
+        resume: The state of a stopped pre-training with the same arguments. The result has the same weights as without
+            the stop, to the bit on the CPU.
         after_step: Called after each step with the number of steps done and a function that returns the state.
         show: Show a progress bar.
 
     Returns:
-        The percentage of held-out crops that it gets right.
+        The percentage of held-out crops that the model classifies correctly.
     """
     device = next(backbone.parameters()).device
     with torch.random.fork_rng(devices=[]):
@@ -108,7 +108,7 @@ def pretrain(
 
 
 def _right_percent(model: _Classifier) -> float:
-    """Return the percentage of held-out crops that the model gets right. The model keeps its mode."""
+    """Return the percentage of held-out crops that the model classifies correctly. The model keeps its mode."""
     device = next(model.parameters()).device
     model.eval()
     right = 0
@@ -124,16 +124,16 @@ def _loader(crops: Dataset, batch: int) -> DataLoader:
 
 
 def save_backbone(path: str | pathlib.Path, backbone: SmallBackbone, right_percent: float) -> None:
-    """Writes a file for :func:`load_backbone`."""
+    """Write a file that :func:`load_backbone` reads."""
     save_checkpoint(path, {"backbone": backbone.state_dict(), "right_percent": right_percent})
 
 
 def load_backbone(backbone: SmallBackbone, path: str | pathlib.Path) -> float:
-    """Takes all weights but those of the pyramid from a file, and returns the percentage that came with them.
+    """Load all weights except those of the pyramid from a file, and return the accuracy stored with them, in percent.
 
     Raises:
         OSError: The file does not exist, or cannot be read.
-        ValueError: It holds something else.
+        ValueError: The file was not written by :func:`save_backbone`.
     """
     state = load_checkpoint(path)
     try:
@@ -145,7 +145,7 @@ def load_backbone(backbone: SmallBackbone, path: str | pathlib.Path) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Pre-trains. Returns 1 if the file cannot be written."""
+    """Run the pre-training. Return 1 if the file cannot be written."""
     parser = command_parser("ghm_triton.detection.pretrain", __doc__)
     parser.add_argument("file", metavar="FILE", help="file to write the weights to")
     parser.add_argument("--steps", type=whole(1), default=STEPS, help="training steps of 64 crops each")

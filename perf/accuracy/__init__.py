@@ -1,1 +1,1 @@
-"""`python -m perf.accuracy`: compares detectors trained with different losses."""
+"""`python -m perf.accuracy` compares detectors trained with different losses."""

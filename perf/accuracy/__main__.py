@@ -1,7 +1,7 @@
-"""Trains a RetinaNet with each pair of losses on scenes of digits and on tree crowns, and compares their AP.
+"""Train a RetinaNet with each pair of losses on scenes of digits and on tree crowns, and compare their AP.
 
-A row is appended after each run. Started again, the command continues where it stopped. It ends with the tables and a
-figure, beside the CSV.
+The command appends a row after each run, and continues where it stopped when it is started again. It prints the tables
+and writes a figure beside the CSV.
 """
 
 import argparse
@@ -53,12 +53,12 @@ SMOKE_EXPONENTS = [1.0, EXPONENT]
 
 
 def pairs_of(options: argparse.Namespace) -> list[tuple[str, float]]:
-    """The (pair, exponent) that the options name."""
+    """Return each (pair, exponent) that the options name."""
     return [pair for pair in COMPARED + OPTIONAL if pair[0] in options.losses and pair[1] in options.exponents]
 
 
 def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[Run]:
-    """The runs of the plan that have no row yet. A complete grid in the rows chooses the settings of later runs."""
+    """Return the runs of the plan that have no row yet. A complete grid determines the settings of later runs."""
     names = ("stages", "tasks", "budget", "seeds", "ablation_seeds")
     runs = plan.runs(rows, compared=pairs_of(options), **{name: getattr(options, name) for name in names})
     done = set(runs_of(rows))
@@ -66,7 +66,7 @@ def runs_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> li
 
 
 def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, options: argparse.Namespace) -> None:
-    """Do `run` and append its row, or the rows of both photographs. A run that diverges gets them too."""
+    """Do `run` and append its row, or the rows of both photographs. A run that diverges gets an AP of 0."""
     try:
         results = measure(run, backbone, scenes=options.scenes, trees_folder=options.trees)
     except FloatingPointError as error:
@@ -82,7 +82,7 @@ def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, optio
 
 
 def grids_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[str]:
-    """What the stages after the grid wait for: the tasks and pairs without a complete grid."""
+    """Return the tasks and pairs without a complete grid, which the later stages wait for."""
     subjects = [(task, *pair) for task in options.tasks for pair in pairs_of(options)]
     left = [one for one in subjects if plan.chosen(rows, *one) is None]
     return [f"{task}, {losses}, exponent {exponent:g}" for task, losses, exponent in left]

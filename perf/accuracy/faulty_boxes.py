@@ -1,4 +1,4 @@
-"""Training boxes with the faults that real annotations have."""
+"""Training boxes with the errors of real annotations."""
 
 import numpy
 import torch
@@ -11,13 +11,13 @@ MIN_SIDE = 2.0  # pixels, of a box after its edges have moved
 
 
 class FaultyBoxes(Dataset):
-    """`scenes` with faults in their boxes, drawn per scene: the same for every loss, in every epoch.
+    """Scenes with random faults in their boxes, the same for every loss and in every epoch.
 
     Args:
         scenes: The scenes. Their pictures stay as they are.
         missing: Probability that a box is left out.
-        wrong: Probability that a box gets another class, which is drawn evenly from the others.
-        jitter: Standard deviation of each edge, as a share of the width or the height of the box.
+        wrong: Probability that a box gets another class, drawn uniformly from the others.
+        jitter: Standard deviation of each edge, as a fraction of the width or height of the box.
     """
 
     def __init__(self, scenes: DigitScenes, *, missing: float = 0.0, wrong: float = 0.0, jitter: float = 0.0):

@@ -1,4 +1,4 @@
-"""The figure of the comparison: the AP of the table, over the pairs, the steps and the exponent."""
+"""The figure of the comparison: AP by pair, and over the steps and the exponent."""
 
 import functools
 import math
@@ -17,11 +17,11 @@ SCORE = "COCO AP on held-out scenes"
 
 
 def plot(rows: pd.DataFrame, path: Path, plan: Plan = FULL) -> None:
-    """Draw the rows of the comparison that are reported into `path`; nothing if there are none.
+    """Draw the reported rows of the comparison to `path`. Draw nothing if there are none.
 
-    Panels per task and budget: the AP at the end of each pair, and the AP over the steps if all pairs have it. Then the
-    AP over imbalance and faults of the boxes, and over the exponent: a line per task, and a line per number of images
-    per step.
+    Each task and budget has a panel with the final AP of each pair, and one with the AP over the steps if all pairs
+    have it. More panels show the AP over imbalance and box faults, and over the exponent, with a line per task or per
+    number of images per step.
     """
     rows = in_order(plan.reported(rows))
     main = rows[rows["stage"] == "main"]
@@ -74,7 +74,7 @@ def _ends_in_its_score(row) -> bool:
 
 
 def _draw_ends(axes, rows: pd.DataFrame) -> None:
-    """A bar per pair with the mean over the seeds, and a dot per seed."""
+    """Draw a bar per pair with the mean over the seeds, and a dot per seed."""
     settings = list(rows.groupby(SETTING, sort=False))
     for height, (_, own) in enumerate(settings):
         scores = own["AP"].astype(float)
@@ -91,7 +91,7 @@ def _draw_ends(axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_curves(axes, rows: pd.DataFrame) -> None:
-    """The mean over the seeds, and the range from the lowest to the highest seed."""
+    """Draw the mean over the seeds, and the range from the lowest to the highest seed."""
     for _, own in rows.groupby(SETTING, sort=False):
         points = pd.DataFrame([dict(pair.split(":") for pair in curve.split()) for curve in own["curve"]])
         points = points.astype(float).rename(columns=int).sort_index(axis=1)
@@ -104,7 +104,7 @@ def _draw_curves(axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_sweep(axes, rows: pd.DataFrame, *, name: str) -> None:
-    """A line per pair: the mean over the seeds, and the range from the lowest to the highest seed."""
+    """Draw a line per pair: the mean over the seeds, and the range from the lowest to the highest seed."""
     for losses, own in rows.groupby("name", sort=False):
         scores = own["AP"].astype(float).groupby(own["place"])
         color = PAIR_COLORS.get(losses, OTHER_COLOR)
@@ -117,7 +117,7 @@ def _draw_sweep(axes, rows: pd.DataFrame, *, name: str) -> None:
 
 
 def _draw_exponents(axes, rows: pd.DataFrame, *, by: str, name: str) -> None:
-    """A line per value of the column `by`, darker for later values, with a star at the best exponent."""
+    """Draw a line per value of the column `by`, darker for later values, with a star at the best exponent."""
     values, best = sorted(rows[by].unique()), 0.0
     for index, value in enumerate(values):
         means = rows[rows[by] == value].groupby("exponent")["AP"].agg(lambda scores: scores.astype(float).mean())

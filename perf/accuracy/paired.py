@@ -12,7 +12,7 @@ TREES = "trees"  # the mean over the two photographs
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """AP of the stage "main": a line per task, losses, steps, and seed, with the trees' mean over the photographs."""
+    """Return the AP of the stage "main" per task, losses, steps, and seed, with the mean over the photographs of trees."""
     rows = rows[rows["stage"] == "main"]
     rows = rows.assign(losses=[describe(row) for row in rows.itertuples()], AP=rows["AP"].astype(float))
     rows = rows[["task", "losses", "steps", "seed", "AP"]]
@@ -22,7 +22,7 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, int]:
-    """(mean, half of the 95% interval, seeds) of `first - second`, AP by seed. The interval is Student's t."""
+    """Return (mean, half of the 95% t-interval, number of seeds) of `first - second`, AP by seed."""
     both = (first - second).dropna()
     count = len(both)
     half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * both.std() / count**0.5 if count > 1 else float("nan")
@@ -30,13 +30,13 @@ def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, int]:
 
 
 def best_rival(own: pd.DataFrame) -> str | None:
-    """The name of the rival with the highest mean AP in the rows of one task and budget."""
+    """Return the name of the rival with the highest mean AP in the rows of one task and budget."""
     means = own[own["losses"].isin(RIVALS)].groupby("losses")["AP"].mean()
     return None if means.empty else means.idxmax()
 
 
 def against_rivals(rows: pd.DataFrame) -> dict[tuple[str, int, str], str]:
-    """By (task, steps, losses), the difference to the best rival in words: "" for losses with less than two seeds."""
+    """Return the difference to the best rival in words, by (task, steps, losses); "" for fewer than two seeds."""
     texts = {}
     for (task, steps), own in scores(rows).groupby(["task", "steps"], sort=False):
         rival = best_rival(own)
@@ -49,12 +49,12 @@ def against_rivals(rows: pd.DataFrame) -> dict[tuple[str, int, str], str]:
 
 
 def front(rows: pd.DataFrame, losses: dict[str, str], tasks: dict[tuple[str, int], str]) -> pd.DataFrame:
-    """AP by losses (lines) and task (columns), with the difference to the best rival of the task in parentheses.
+    """Return AP by losses (rows) and task (columns), with the difference to the best rival of the task in parentheses.
 
     Args:
         rows: The rows of the comparison that are reported.
-        losses: The names in the table, by the names of the pairs. Those without rows are left out.
-        tasks: The titles of the columns, by (task, steps). Those without rows are left out too.
+        losses: The names in the table, by the names of the pairs. Pairs without results are left out.
+        tasks: The titles of the columns, by (task, steps). Tasks without results are left out too.
     """
     means = scores(rows).groupby(["task", "steps", "losses"])["AP"].mean()
     differences = against_rivals(rows)

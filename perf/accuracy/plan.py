@@ -42,8 +42,8 @@ class Run:
 
     Attributes:
         scene_size, digits: Side of a scene in pixels, and the fewest and most digits in it.
-        missing, wrong: Share of the training boxes that are removed, and whose class is another.
-        jitter: Standard deviation of the edges of the training boxes, as a share of the side.
+        missing, wrong: Fraction of the training boxes that are removed, and that get another class.
+        jitter: Standard deviation of the edges of the training boxes, as a fraction of the side.
     """
 
     stage: str
@@ -120,19 +120,19 @@ SWEEPS = (
 
 
 def runs_of(rows: pd.DataFrame) -> list[Run]:
-    """The run of each row."""
+    """Return the run of each row."""
     kinds = {field.name: field.type for field in dataclasses.fields(Run)}
     return [Run(**{name: kinds[name](value) for name, value in zip(KEY, row)}) for row in rows[KEY].values.tolist()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What there is to choose from.
+    """The settings that runs are made from.
 
     Attributes:
         steps: By task, the steps of the budgets. The grid, ablations and batches take the shortest.
         rates, box_weights: The grid.
-        start_rates, start_tree_rates, start_box_weights: Where the search in it starts. ImageNet weights, as on trees,
+        start_rates, start_tree_rates, start_box_weights: Where the search in the grid starts. ImageNet weights, as on trees,
             need smaller rates.
         ablations: By (pair, exponent), the changes to its settings, one run each.
         batches: Images per step of the stage "batch", each with all of `exponents`.
@@ -167,10 +167,10 @@ class Plan:
     sweeps: tuple[Sweep, ...] = SWEEPS
 
     def grid(self, rows: pd.DataFrame, task: str, losses: str, exponent: float) -> list[Run]:
-        """The runs that the rate and the box weight are chosen from, given the results in `rows`.
+        """Return the runs that the rate and the box weight are chosen from, given the results in `rows`.
 
-        First the cells that the search starts from. When all of these are in `rows`, also the neighbors of the best
-        cell, until the best cell has all its neighbors.
+        These are the cells that the search starts from. Once all of them are in `rows`, the neighbors of the best cell
+        are added, until the best cell has all its neighbors.
         """
         scores = _scores(rows)
         start_rates = self.start_rates if task in DIGITS else self.start_tree_rates
@@ -185,11 +185,11 @@ class Plan:
             return start
         row, column = max((cell for cell, run in cells.items() if run in scores), key=lambda cell: scores[cells[cell]])
         beside = [(row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-        wanted = set(start) | {cells[cell] for cell in beside if cell in cells}
-        return [run for run in cells.values() if run in wanted]
+        searched = set(start) | {cells[cell] for cell in beside if cell in cells}
+        return [run for run in cells.values() if run in searched]
 
     def chosen(self, rows: pd.DataFrame, task: str, losses: str, exponent: float) -> tuple[float, float] | None:
-        """(rate, box weight) with the greatest AP in the grid; None if the grid is incomplete.
+        """Return the (rate, box weight) with the highest AP in the grid, or None if the grid is incomplete.
 
         For digits, the grid is measured on other scenes than those that are reported; for trees, on the other
         photograph.
@@ -212,7 +212,7 @@ class Plan:
         seeds: int,
         ablation_seeds: int,
     ) -> list[Run]:
-        """The runs to do, given the rows so far. Later stages wait for their grid. Runs may be in `rows` already."""
+        """Return the runs to do, given the rows so far, and those in `rows`. Later stages wait for their grid."""
         runs = []
         if "grid" in stages:
             tuned_on = dict.fromkeys(other for task in tasks for other in (task, OTHER_PHOTOGRAPH.get(task, task)))

@@ -1,4 +1,4 @@
-"""How a setting of the comparison is told."""
+"""Descriptions of the settings of the comparison."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pandas as pd
 
 from .plan import Run
 
-CHANGES = {  # how a setting that differs from the paper's is told
+CHANGES = {  # the description of a setting that differs from the paper's
     "exponent": "exponent {:g}",
     "bins": "M {:g}",
     "momentum": "momentum {:g}",
@@ -23,11 +23,11 @@ PAPER = {field.name: field.default for field in dataclasses.fields(Run)} | {"exp
 
 
 def describe(run: Run | pd.Series) -> str:
-    """The losses, and what differs from the paper's settings."""
+    """Return the losses, and the settings that differ from the paper's, in words."""
     changed = [text.format(getattr(run, name)) for name, text in CHANGES.items() if getattr(run, name) != PAPER[name]]
     return ", ".join([run.losses, *changed])
 
 
 def spread(values: pd.Series) -> str:
-    """Mean and, of several values, standard deviation."""
+    """Return the mean and, for several values, the standard deviation."""
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")

@@ -13,13 +13,13 @@ RIVAL = "difference to the best rival"
 
 
 def tables(rows: pd.DataFrame, plan: Plan = FULL) -> list[str]:
-    """The tables in Markdown: the comparison, and AP by exponent and images per step if there are such rows."""
+    """Return the tables in Markdown: the comparison, and AP by exponent and images per step if there are such rows."""
     rows = plan.reported(rows)
     return [comparison(rows)] + ([by_batch(rows)] if (rows["stage"] == "batch").any() else [])
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows in the order of the table: tasks, then pairs, and the paper's exponent before others."""
+    """Sort the rows as in the table: by task, then by pair, with the paper's exponent first."""
     order = rows["losses"].map(PAIRS.index)
     rows = rows.assign(order=order, first=rows["stage"] == "main")
     keys = ["first", "task", "order", "exponent", "variant"]
@@ -27,7 +27,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(rows: pd.DataFrame) -> str:
-    """One line per setting of "main" and "sweep": mean and standard deviation over the seeds.
+    """Return a line per setting of "main" and "sweep": mean and standard deviation over the seeds.
 
     The last column is the difference to the best rival of the task and budget, with its 95% interval.
     """
@@ -45,7 +45,7 @@ def comparison(rows: pd.DataFrame) -> str:
 
 
 def batch_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The longest runs of the stage "batch", and those of "ablation" that differ only in the images per step."""
+    """Return the longest runs of the stage "batch", and those of "ablation" that differ only in images per step."""
     batch = rows[rows["stage"] == "batch"]
     batch = batch[batch["steps"] == batch["steps"].max()]
     same = [name for name in SETTING if name not in ("stage", "batch", "exponent")]
@@ -55,7 +55,7 @@ def batch_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sweep_rows(rows: pd.DataFrame, sweep: Sweep, plan: Plan) -> pd.DataFrame:
-    """The rows of a sweep with the columns `place`, on its axis, and `name`, of the losses as on clean data."""
+    """Return the rows of a sweep, with `place`, its place on the axis, and `name`, the losses as on clean data."""
     pairs = [pair in sweep.pairs for pair in zip(rows["losses"], rows["exponent"].astype(float))]
     rows = rows[pd.Series(pairs, index=rows.index, dtype=bool) & (rows["task"] == BATCH_TASK)]
     rows = rows[rows["stage"].isin(["main", "sweep"]) & (rows["steps"] == plan.steps[BATCH_TASK][1])]
@@ -70,7 +70,7 @@ def sweep_rows(rows: pd.DataFrame, sweep: Sweep, plan: Plan) -> pd.DataFrame:
 
 
 def by_batch(rows: pd.DataFrame) -> str:
-    """AP by exponent (lines) and images per step (columns)."""
+    """Return a table of AP by exponent (rows) and images per step (columns)."""
     rows = batch_rows(rows)
     scores = rows.groupby(["exponent", "batch"])["AP"].agg(lambda values: spread(values.astype(float)))
     table = scores.unstack("batch").fillna("").sort_index(axis=1)

@@ -1,4 +1,4 @@
-"""Trains and evaluates one run of the comparison."""
+"""Train and evaluate one run of the comparison."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ from .faulty_boxes import FaultyBoxes
 from .plan import DIGITS, EXACT, OTHER_PHOTOGRAPH, TASKS, Run
 
 STYLE = STYLES["hard"]
-CURVE_POINTS = 4  # AP is measured after each of this many parts of the steps
+CURVE_POINTS = 4  # how often AP is measured in a run, at equal distances
 LOSSES = {  # as in LossOptions
     "CE + SL1": {"loss": "ce", "box_loss": "smooth_l1"},
     "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
@@ -44,7 +44,7 @@ LOSSES = {  # as in LossOptions
 
 
 def start_weights(path: Path, *, steps: int) -> dict:
-    """The weights of the pre-trained backbone, the same for all runs. They are made once and kept in `path`."""
+    """Return the pre-trained weights of the backbone, the same for all runs. Train them once and keep them in `path`."""
     if not path.exists():
         torch.manual_seed(0)
         backbone = SmallBackbone()
@@ -58,7 +58,7 @@ def start_weights(path: Path, *, steps: int) -> dict:
 
 
 def build(run: Run, backbone: dict | None) -> nn.Module:
-    """The model of `run` with its losses, on the pre-trained backbone: `backbone` for digits, ImageNet's for trees."""
+    """Return the model of `run` with its losses. It starts from `backbone` for digits and from ImageNet for trees."""
     torch.manual_seed(run.seed)
     if run.task in DIGITS:
         model = small_retinanet(TASKS[run.task], size=run.scene_size)
@@ -82,7 +82,7 @@ def _mmdetection_losses(run: Run, *, bins: int, mu: float, **options) -> tuple[n
 
 
 def digits_data(run: Run, *, scenes: int) -> tuple[Dataset, Dataset]:
-    """The scenes to train on, and `scenes` held-out ones: in the stage "grid" others than those that are reported."""
+    """Return the training scenes and `scenes` held-out ones. The stage "grid" uses other ones than the results."""
     digits = tuple(int(count) for count in run.digits.split("-"))
     common = {"classes": TASKS[run.task], "style": dataclasses.replace(STYLE, size=run.scene_size, digits=digits)}
     held_out = DigitScenes(scenes, split="val", seed=1 if run.stage == "grid" else 0, **common)
@@ -92,7 +92,7 @@ def digits_data(run: Run, *, scenes: int) -> tuple[Dataset, Dataset]:
 
 
 def trees_data(run: Run, *, folder: Path) -> tuple[Dataset, CocoBoxes]:
-    """The augmented tiles to train on, and all validation tiles. The data set is made once and kept in `folder`."""
+    """Return the augmented training tiles and all validation tiles. Make the data set once and keep it in `folder`."""
     if not (folder / "annotations" / "instances_val.json").exists() and trees.main([str(folder)]):
         raise SystemExit(1)
     tiles, held_out = (CocoBoxes(*find_split(folder, split)) for split in ("train", "val"))
@@ -104,7 +104,7 @@ def trees_data(run: Run, *, folder: Path) -> tuple[Dataset, CocoBoxes]:
 
 
 def evaluate(model: nn.Module, held_out: Dataset, task: str) -> dict[str, dict[str, float]]:
-    """COCO's numbers by task: those of the photographs for trees."""
+    """Return COCO's metrics by task. For trees, each photograph is a task."""
     found, truth = detect(model, held_out), held_out.coco()
     if task in DIGITS:
         return {task: average_precision(truth, found)}
@@ -119,7 +119,7 @@ def evaluate(model: nn.Module, held_out: Dataset, task: str) -> dict[str, dict[s
 
 
 def measure(run: Run, backbone: dict | None, *, scenes: int, trees_folder: Path) -> dict[str, dict]:
-    """Train and evaluate. Return the values of the row of each task that the training serves.
+    """Train and evaluate. Return the values of the row of each task that the run belongs to.
 
     The curve is measured on the images that are reported.
     """

@@ -1,8 +1,8 @@
 """Train Ultralytics' yolo11n from scratch with binary cross entropy and with GHM-C, and compare the AP.
 
 The data are scenes of digits of ten classes, 96 pixels. Except for the classification loss, all settings are the
-defaults of Ultralytics. A row is appended after each run. Started again, the command continues where it stopped. It
-ends with the table and a figure beside the CSV.
+defaults of Ultralytics. The command appends a row after each run, and continues where it stopped when it is
+started again. It prints the table and draws a figure beside the CSV.
 """
 
 import argparse
@@ -40,7 +40,7 @@ LOSS_COLORS = {"BCE": COLORS["bce"], "GHM-C": COLORS["eager"]}
 
 
 def train(run: dict, data: Path, folder: Path) -> dict:
-    """Do one run in `folder`; the values of its row.
+    """Do one run in `folder` and return the values of its row.
 
     The AP is that of the best checkpoint, as Ultralytics reports it. The curve holds "epoch:AP". The counts are the
     density after training.

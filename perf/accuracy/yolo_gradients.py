@@ -45,6 +45,7 @@ class GradientRecorder(nn.Module):
         self.rows: list[dict] = []
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Measure the gradients, and return binary cross entropy per element."""
         if logits.requires_grad:
             step = len(self.rows) // len(self.losses) + 1
             for name, loss in self.losses.items():
@@ -57,7 +58,7 @@ class GradientRecorder(nn.Module):
 
 
 def measure(images: int, epochs: int) -> pd.DataFrame:
-    """A row per step and loss: value, L1 and L2 norm of the gradient, all before the division by `target_sum`."""
+    """Return a row per step and loss: value, L1 and L2 norm of the gradient, before the division by `target_sum`."""
     recorder = GradientRecorder()
 
     def record(trainer):

@@ -8,12 +8,12 @@ KEY = ["model", "loss", "exponent", "images", "imgsz", "epochs", "batch", "seed"
 
 
 def label(row) -> str:
-    """The name of the loss of a row, in tables and legends."""
+    """Return the name of the loss of a row, in tables and legends."""
     return row.loss if row.loss == "BCE" else f"{row.loss}, exponent {row.exponent:g}"
 
 
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:
-    """AP per loss and length of training: mean and standard deviation over the seeds."""
+    """Return AP per loss and length of training: mean and standard deviation over the seeds."""
     lines = []
     for _, own in rows.groupby([name for name in KEY if name != "seed"], sort=False):
         first = next(own.itertuples())
@@ -24,7 +24,7 @@ def comparison(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gradient_ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """Value and gradient norms of the classification term relative to BCE: medians over the steps."""
+    """Return value and gradient norms of the classification term relative to BCE, as medians over the steps."""
     titles = {"value": "value", "l1": "L1 norm of the gradient", "l2": "L2 norm of the gradient"}
     columns = {}
     for name, title in titles.items():

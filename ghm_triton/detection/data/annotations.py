@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class _Rule(NamedTuple):
-    """What a field of an entry must be."""
+    """The requirement for a field of an entry."""
 
     expected: str
     holds: Callable[[object], bool]
@@ -48,9 +48,9 @@ _RULES = {
 
 
 def read_annotations(path: str | pathlib.Path) -> dict:
-    """Returns the lists "images", "annotations" and "categories" of a file, with the fields of COCO's object detection.
+    """Return the lists "images", "annotations" and "categories" of a file, with the fields of COCO's object detection.
 
-    The numbers of a box are not checked here: :class:`CocoBoxes` leaves wrong boxes out and counts them.
+    The numbers of a box are not checked here: :class:`CocoBoxes` drops invalid boxes and counts them.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -78,10 +78,10 @@ def read_annotations(path: str | pathlib.Path) -> dict:
 
 
 def check_units(content: dict, path: str | pathlib.Path) -> None:
-    """Raise a ValueError if the boxes are not pixels, or not [left, top, width, height].
+    """Raise a ValueError if the boxes seem to be normalized, or corners instead of [left, top, width, height].
 
-    They look normalized if no value exceeds 1. They look like corners if a quarter of them leave their image, while all
-    would be inside as corners.
+    They seem to be normalized if no value exceeds 1. They seem to be corners if at least a quarter of them extend
+    beyond their image, but all would fit if they were corners.
     """
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in content["images"]}
     boxes = [
@@ -104,7 +104,7 @@ def check_units(content: dict, path: str | pathlib.Path) -> None:
 
 
 def _check(place: str, entry: object, rules: dict[str, _Rule]) -> dict:
-    """Returns the fields of `entry` that there are rules for."""
+    """Return the fields of `entry` that have a rule."""
     if not isinstance(entry, dict):
         raise ValueError(f"{place} must be an object, got {_show(entry)}")
     for field, rule in rules.items():

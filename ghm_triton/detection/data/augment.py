@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 AUGMENTATIONS = {
     "none": (),
     "flip": (v2.RandomHorizontalFlip(0.5),),
-    # The eight symmetries of a square with equal probability: an image taken from above has no upper side.
+    # The eight symmetries of a square with equal probability: an aerial image has no "up".
     "aerial": (
         v2.RandomHorizontalFlip(0.5),
         v2.RandomVerticalFlip(0.5),
@@ -21,14 +21,14 @@ AUGMENTATIONS = {
 
 
 class Augmented(Dataset):
-    """Randomly augmented items of `dataset`. An item depends on the seed, the epoch and the index alone.
+    """Randomly augmented items of `dataset`. An item depends only on the seed, the epoch and the index.
 
     Args:
         dataset: Its items are (image, target). The image is float32 [3, height, width] in [0, 1]. The target has
             "boxes" (float32 [n, 4], xyxy, pixels).
         augmentation: "none", "flip" or "aerial". "flip" mirrors each image with probability 0.5. "aerial" draws one of
             the eight symmetries of a square, and a random brightness, contrast, saturation and hue.
-        seed, epoch: Of the random choices.
+        seed, epoch: Determine the random choices, together with the index.
 
     Raises:
         ValueError: `augmentation` is unknown.
@@ -50,7 +50,7 @@ class Augmented(Dataset):
         image, target = self.dataset[index]
         if not self.transforms:
             return image, target
-        # The transforms draw from PyTorch's generator of the CPU, whose state must stay what it is.
+        # The transforms draw from PyTorch's CPU generator, whose state must not change.
         with torch.random.fork_rng(devices=[]):
             chosen = numpy.random.default_rng([self.seed, self.epoch, index]).integers(2**63)
             torch.default_generator.manual_seed(int(chosen))

@@ -18,8 +18,8 @@ class CocoBoxes(Dataset):
     """Images and boxes of a data set in COCO's format, in torchvision's detection format.
 
     Images are turned upright. Boxes are clipped to their image. Boxes without area or outside the image, and
-    annotations of unknown images or categories, are left out, and a warning counts them. Crowds are left out. Images
-    without boxes are background. An image that cannot be read is replaced by the next one, and listed under
+    annotations of unknown images or categories, are dropped, and a warning counts them. Crowds are dropped. Images
+    without boxes are background. An image that cannot be read is replaced by the next one and listed under
     "unreadable".
 
     Args:
@@ -51,7 +51,7 @@ class CocoBoxes(Dataset):
             )
         self.images = sorted(self.content["images"], key=lambda entry: entry["id"])
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"images must be a folder, got {self.folder}, where there is none")
+            raise FileNotFoundError(f"images must be a folder, got {self.folder}, which is none")
         missing = [entry["file_name"] for entry in self.images if not _is_file(self.folder / entry["file_name"])]
         if missing:
             raise FileNotFoundError(
@@ -64,7 +64,7 @@ class CocoBoxes(Dataset):
         self._warn(all_categories=category_ids is None)
 
     def _check_sizes(self) -> None:
-        """Raise a ValueError if the annotations give an image another size. A broken file has none."""
+        """Raise a ValueError if the annotations give an image a wrong size. Broken files are skipped."""
         for entry in self.images:
             size, expected = image_size(self.folder / entry["file_name"]), (entry["width"], entry["height"])
             if size not in (None, expected):
@@ -98,13 +98,13 @@ class CocoBoxes(Dataset):
             if (inside[2:] <= inside[:2]).any():
                 self.dropped["box", "without area in the image left out"] += 1
                 continue
-            # COCO's own boxes leave their images by a fraction of a pixel.
+            # COCO's own boxes extend beyond their images by a fraction of a pixel.
             self.dropped["box", "cut at the edge of the image"] += int((inside - box).abs().max() > 1)
             objects[entry["image_id"]].append((inside.tolist(), labels[entry["category_id"]]))
         return objects
 
     def _warn(self, *, all_categories: bool) -> None:
-        """Warn of what was left out, of images without boxes, and with `all_categories` of categories without boxes."""
+        """Warn about dropped entries, images without boxes, and, if `all_categories`, categories without boxes."""
         found = {label for objects in self.objects.values() for _, label in objects}
         if not found:
             number = len(self.content["annotations"])
@@ -142,7 +142,7 @@ class CocoBoxes(Dataset):
         return image, {"boxes": boxes, "labels": labels, "image_id": entry["id"], "unreadable": unreadable}
 
     def coco(self) -> dict:
-        """Returns the annotations for the evaluation, with the fields that pycocotools needs."""
+        """Return the annotations with the fields that pycocotools needs for the evaluation."""
         annotations = []
         for position, entry in enumerate(self.content["annotations"]):
             if _xyxy(entry["bbox"]) is not None and entry["category_id"] in self.category_names:
@@ -159,7 +159,7 @@ def _is_file(path: pathlib.Path) -> bool:
 
 
 def _xyxy(bbox: list) -> Tensor | None:
-    """Returns the corners of COCO's [left, top, width, height]; None unless these are four finite numbers."""
+    """Return the corners of COCO's [left, top, width, height]; None if they are not four finite numbers."""
     if len(bbox) != 4 or not all(map(is_finite, bbox)):
         return None
     return box_convert(torch.tensor(bbox, dtype=torch.float32), "xywh", "xyxy")

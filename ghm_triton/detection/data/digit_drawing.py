@@ -1,7 +1,7 @@
 """Pictures of scikit-learn's handwritten digits over its photographs.
 
-Training and validation pictures use different digits and different parts of the photographs: validation sees nothing of
-the training data.
+Training and validation pictures use different digits and different parts of the photographs, so that they share no
+data.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ class SceneStyle:
 
     Attributes:
         size: Side of the square picture, pixels.
-        digits: Fewest and most digits. Fewer are drawn where they would cover one another.
-        height: Smallest and largest digit, pixels; uniform in the logarithm.
-        contrast: Least and greatest difference between a digit and its background, as a share of half the gray scale.
-        window: Smallest and largest side of the piece of a photograph that fills the background, pixels.
-        clutter: Fewest and most distractors: digits with their 8 x 8 pixels shuffled.
+        digits: Minimum and maximum number of digits. A digit that would cover another one is left out.
+        height: Minimum and maximum height of a digit, pixels. The logarithm is uniform.
+        contrast: Minimum and maximum difference between a digit and its background, as a fraction of half the gray scale.
+        window: Minimum and maximum side of the part of a photograph that becomes the background, pixels.
+        clutter: Minimum and maximum number of distractors: digits with their 8 x 8 pixels shuffled.
     """
 
     size: int = 96
@@ -47,7 +47,7 @@ STYLES = {
 
 @functools.cache
 def split_digits(split: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Returns the opacities in [0, 1], [n, 8, 8], and the digits 0..9, [n], of a split."""
+    """Return the opacities in [0, 1], [n, 8, 8], and the digits 0..9, [n], of a split."""
     images, labels = load_digits(return_X_y=True)
     part = slice(None, _TRAIN_DIGITS) if split == "train" else slice(_TRAIN_DIGITS, None)
     return images[part].reshape(-1, 8, 8) / 16, labels[part]
@@ -55,16 +55,16 @@ def split_digits(split: str) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 @functools.cache
 def split_photographs(split: str) -> tuple[numpy.ndarray, ...]:
-    """Returns the part of each photograph that belongs to the split, uint8 [427, columns, 3]."""
+    """Return the part of each photograph that belongs to the split, uint8 [427, columns, 3]."""
     part = slice(None, _TRAIN_COLUMNS) if split == "train" else slice(_TRAIN_COLUMNS, None)
     return tuple(photograph[:, part] for photograph in load_sample_images().images)
 
 
 def _resize(image: numpy.ndarray, size: int) -> numpy.ndarray:
-    """Scale a square picture [n, n, ...] to size x size, bilinear; float64.
+    """Scale a square picture [n, n, ...] to size x size by bilinear interpolation, in float64.
 
-    Pillow gives other pixels, and the committed results are those of these: it averages where it shrinks, and it
-    computes in float32.
+    Pillow would give different pixels, because it averages when it shrinks and computes in float32. The committed
+    results were measured with these pixels.
     """
     position = ((numpy.arange(size) + 0.5) * len(image) / size - 0.5).clip(0, len(image) - 1)
     low = numpy.minimum(position.astype(int), len(image) - 2)
@@ -88,7 +88,7 @@ def _background(random: numpy.random.Generator, split: str, style: SceneStyle) -
 
 
 def _color(random: numpy.random.Generator, behind: float, style: SceneStyle) -> numpy.ndarray:
-    """Returns the RGB color of a digit that stands out from the mean gray value behind it."""
+    """Return the RGB color of a digit that stands out from the mean gray value behind it."""
     difference = 127 * random.uniform(*style.contrast)
     brighter = behind < 128 if abs(behind - 128) > 128 - difference else random.random() < 0.5
     return (behind + (difference if brighter else -difference) + random.uniform(-25, 25, 3)).clip(0, 255)
@@ -99,7 +99,7 @@ def _side(random: numpy.random.Generator, style: SceneStyle) -> int:
 
 
 def _blend(random: numpy.random.Generator, place: numpy.ndarray, opacity: numpy.ndarray, style: SceneStyle) -> None:
-    """Draws over `place`, a part of the picture."""
+    """Draw a digit over `place`, a part of the picture, in place."""
     color = _color(random, place.mean(), style)
     place += opacity[..., None] * (color - place)
 
@@ -115,7 +115,7 @@ def _draw_clutter(
 
 
 def draw_crop(random: numpy.random.Generator, split: str, style: SceneStyle) -> tuple[numpy.ndarray, int]:
-    """Returns a picture of one digit or none, and its label: 0..9, or 10 for none."""
+    """Return a picture of one digit or of none, and its label: 0..9, or 10 for none."""
     opacities, labels = split_digits(split)
     picture = _background(random, split, style)
     if style.clutter[1]:
@@ -132,7 +132,7 @@ def draw_crop(random: numpy.random.Generator, split: str, style: SceneStyle) -> 
 def draw_scene(
     random: numpy.random.Generator, split: str, style: SceneStyle
 ) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-    """Draws a scene of at least one digit.
+    """Draw a scene of at least one digit.
 
     Returns:
         The picture (uint8 [size, size, 3]), the boxes (xyxy in pixels, int64 [n, 4]) and the digits 0..9 (int64 [n]).

@@ -15,15 +15,15 @@ class DigitScenes(Dataset):
     Args:
         count: Number of scenes.
         split: "train" or "val".
-        seed: A scene depends on the split, the seed and its index alone.
+        seed: A scene depends only on the split, the seed and its index.
         classes: 10 for the digits 0..9, or 1 for a single class of all digits.
-        style: The look of the scenes.
+        style: The appearance of the scenes.
 
     An item is (image, target): the image is float32 [3, size, size] in [0, 1]; the target is a dict of "boxes" (float32
     [n, 4], xyxy, pixels), "labels" (int64 [n], 0..classes-1) and "image_id" (the index).
 
     Raises:
-        ValueError: `split` or `classes` is something else.
+        ValueError: `split` or `classes` has another value.
 
     Example:
         >>> image, target = DigitScenes(100, split="val")[3]
@@ -44,7 +44,7 @@ class DigitScenes(Dataset):
         return self.count
 
     def scene(self, index: int) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-        """Returns the picture, the boxes and the labels 0..classes-1, as :func:`draw_scene`."""
+        """Return the picture, the boxes and the labels 0..classes-1, as :func:`draw_scene`."""
         if not 0 <= index < self.count:
             raise IndexError(f"index must be in 0..{self.count - 1}, got {index}")
         random = numpy.random.default_rng([self.seed, SPLITS.index(self.split), index])
@@ -63,7 +63,7 @@ class DigitScenes(Dataset):
         return list(range(1, self.classes + 1))
 
     def coco(self) -> dict:
-        """Returns the annotations in COCO's format. Category i + 1 is label i."""
+        """Return the annotations in COCO's format. Category i + 1 is label i."""
         names = ["digit"] if self.classes == 1 else [str(digit) for digit in range(10)]
         size = self.style.size
         images, annotations = [], []

@@ -1,4 +1,4 @@
-"""Pictures as they are seen: turned upright, with eight bits per color."""
+"""Images as a viewer shows them: turned upright, with eight bits per color."""
 
 import pathlib
 
@@ -16,11 +16,11 @@ _BROKEN = (ValueError, SyntaxError, Image.DecompressionBombError, ImportError)
 def read_image(path: str | pathlib.Path) -> Tensor:
     """Return the picture, uint8 [3, height, width].
 
-    It is turned as its EXIF orientation says. 16-bit gray values are divided by 257. Transparency is dropped, and of
-    several frames the first one is read.
+    It is turned as its EXIF orientation says. 16-bit gray values are divided by 257. Transparency is dropped. Only
+    the first of several frames is read.
 
     Raises:
-        OSError: It cannot be read, or holds floating point or 32-bit values.
+        OSError: The file cannot be read, or holds floating point or 32-bit values.
     """
     try:
         with Image.open(path) as image:
@@ -30,12 +30,12 @@ def read_image(path: str | pathlib.Path) -> Tensor:
 
 
 def image_size(path: str | pathlib.Path) -> tuple[int, int] | None:
-    """Return the width and the height of the picture as :func:`read_image` reads it, from the head of the file alone.
+    """Return the width and the height of the picture that :func:`read_image` would return. Only the header is read.
 
     None if the file is broken.
 
     Raises:
-        OSError: Its values are of a kind that :func:`read_image` does not read.
+        OSError: The file has values of a type that :func:`read_image` does not read.
     """
     try:
         with Image.open(path) as image:

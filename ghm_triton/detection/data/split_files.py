@@ -1,16 +1,16 @@
-"""Where the annotations and images of a split are."""
+"""Paths of the annotations and images of a split."""
 
 import argparse
 import pathlib
 
 
 def find_split(directory: str | pathlib.Path, split: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the annotations and the image folder of a split in COCO's layout.
+    """Return the annotations and the image folder of a split in COCO's layout.
 
     These are annotations/instances_SPLIT*.json, and SPLIT*/ or images/SPLIT*/.
 
     Raises:
-        FileNotFoundError: They do not exist, or several match.
+        FileNotFoundError: There is no match, or more than one.
     """
     directory = pathlib.Path(directory)
     files = sorted(directory.glob(f"annotations/instances_{split}*.json"))
@@ -28,11 +28,11 @@ def find_split(directory: str | pathlib.Path, split: str) -> tuple[pathlib.Path,
 
 
 def locate_split(options: argparse.Namespace, split: str) -> tuple[str | pathlib.Path, str | pathlib.Path]:
-    """Returns the annotations and the image folder that a command's --SPLIT-json and --SPLIT-images, or --data, name.
+    """Return the annotations and the image folder given by --SPLIT-json and --SPLIT-images, or by --data.
 
     Raises:
         FileNotFoundError: As for :func:`find_split`.
-        ValueError: The options name no data set.
+        ValueError: The options do not name a data set.
     """
     given = getattr(options, f"{split}_json"), getattr(options, f"{split}_images")
     if all(given):

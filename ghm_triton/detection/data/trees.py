@@ -47,7 +47,7 @@ class Photograph(NamedTuple):
 
 
 def read_wheel(path: str | pathlib.Path) -> list[Photograph]:
-    """Returns the two photographs in the wheel of deepforest 2.1.0.
+    """Return the two photographs in the wheel of deepforest 2.1.0.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -69,7 +69,7 @@ def read_wheel(path: str | pathlib.Path) -> list[Photograph]:
 
 
 def read_voc_boxes(content: bytes) -> Tensor:
-    """Returns the boxes of all objects of an annotation in Pascal VOC's XML, float32 [n, 4], xyxy, pixels."""
+    """Return the boxes of all objects of an annotation in Pascal VOC's XML, float32 [n, 4], xyxy, pixels."""
     corners = ("xmin", "ymin", "xmax", "ymax")
     boxes = [
         [float(box.findtext(corner)) for corner in corners]
@@ -79,9 +79,9 @@ def read_voc_boxes(content: bytes) -> Tensor:
 
 
 def tile_corners(width: int, height: int, split: str) -> list[tuple[int, int]]:
-    """Returns (left, top) of each tile of `split` in a photograph of this size, row by row.
+    """Return (left, top) of each tile of `split` in a photograph of this size, row by row.
 
-    Pixels at the right and at the lower border of a split that fill no whole tile are unused.
+    Pixels at the right and lower borders of a split that do not fill a whole tile are unused.
     """
     first_val_row = height - round(VAL_SHARE * height / TILE) * TILE
     start, stop = (0, first_val_row) if split == "train" else (first_val_row, height)
@@ -90,7 +90,7 @@ def tile_corners(width: int, height: int, split: str) -> list[tuple[int, int]]:
 
 
 def cut_boxes(boxes: Tensor, left: int, top: int) -> tuple[Tensor, Tensor]:
-    """Returns the boxes that a tile shows, clipped to it.
+    """Return the boxes that overlap a tile, clipped to it.
 
     Args:
         boxes: Boxes, float32 [n, 4], xyxy, pixels of the photograph.
@@ -107,10 +107,10 @@ def cut_boxes(boxes: Tensor, left: int, top: int) -> tuple[Tensor, Tensor]:
 
 
 def write_tiles(directory: str | pathlib.Path, photographs: list[Photograph], split: str) -> dict:
-    """Writes `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json. Returns the annotations.
+    """Write `directory`/SPLIT/*.png and `directory`/annotations/instances_SPLIT.json. Return the annotations.
 
     A box that is cut by the border of its tile is clipped to the tile. A box with less than half of its area in the
-    tile is a crowd ("iscrowd": 1): the evaluation ignores what is found there, and the training takes it as background.
+    tile is a crowd ("iscrowd": 1): the evaluation ignores detections there, and training treats it as background.
 
     Args:
         directory: The folder to write to.

@@ -27,8 +27,8 @@ def harmonize(
 ) -> RetinaNet | FCOS | SSD:
     """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
-    Without losses, `GHMCLoss()` and `GHMRLoss()` are used. With only one loss, torchvision's loss is used for the other
-    part. ``exponent=1`` for both is the paper.
+    If no loss is given, `GHMCLoss()` and `GHMRLoss()` are used. If only one is given, the other part keeps torchvision's
+    loss. ``exponent=1`` for both is the paper.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
     `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for
@@ -86,7 +86,7 @@ def _check_losses(model, classification_loss: nn.Module | None, regression_loss:
 
 
 def _check_loss(name: str, loss: nn.Module | None, purpose: str, others: tuple[type[nn.Module], ...]) -> None:
-    """others: GHM losses for another purpose."""
+    """Check one loss. others: GHM losses for another purpose."""
     if not isinstance(loss, nn.Module | None):
         raise TypeError(f"{name} must be a torch.nn.Module or None, got {type(loss).__name__}")
     if isinstance(loss, others):
@@ -94,7 +94,7 @@ def _check_loss(name: str, loss: nn.Module | None, purpose: str, others: tuple[t
 
 
 def default_losses(model: RetinaNet | FCOS | SSD) -> tuple[nn.Module, nn.Module | None]:
-    """Return the classification loss and the regression loss that :func:`harmonize` sets where none are given."""
+    """Return the classification and regression losses that :func:`harmonize` uses by default."""
     if isinstance(model, SSD):
         return GHMCrossEntropyLoss(), GHMRLoss(mu=0.2)
     return GHMCLoss(), None if isinstance(model, FCOS) else GHMRLoss()

@@ -1,4 +1,4 @@
-"""What the harmonized heads share."""
+"""Code shared by the harmonized heads."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ class KeepsCounts(nn.Module):
     regression_loss: nn.Module | None
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """A checkpoint of the plain model holds no running counts: the losses then keep theirs."""
+        """Load a checkpoint. That of the plain model holds no running counts: the losses then keep theirs."""
         for name in ("classification_loss", "regression_loss"):
             loss = getattr(self, name)
             if loss is not None:
@@ -23,7 +23,7 @@ class KeepsCounts(nn.Module):
 
 
 class HarmonizedLosses(KeepsCounts):
-    """Gives a head of torchvision the parts of another head, and losses with one density over the batch and all levels.
+    """A head that takes the parts of another head, and losses with one density over the batch and all levels.
 
     This is the first base class of a head, in place of torchvision's constructor, which would build new parts.
     """
@@ -45,7 +45,7 @@ class HarmonizedLosses(KeepsCounts):
 def match_labels(
     targets: list[dict[str, Tensor]], matches: Tensor, classes: int, background: int = BACKGROUND
 ) -> Tensor:
-    """The label of each anchor's object, `background` for other and ignored anchors, int64 [images, anchors]."""
+    """Return the label of each anchor's object, int64 [images, anchors]. It is `background` where there is no match."""
     labels = torch.cat([target["labels"] for target in targets])
     _check_labels(labels, background + 1, classes)
     # The extra label is what the anchors of images without objects point at.
@@ -54,14 +54,14 @@ def match_labels(
 
 
 def positive_deltas(box_coder, targets, deltas: Tensor, anchors: list[Tensor], matches: Tensor):
-    """The deltas of the positive anchors and their targets, both [positive anchors, 4]."""
+    """Return the deltas of the positive anchors and their targets, both [positive anchors, 4]."""
     positive = matches >= 0
     boxes = torch.cat([target["boxes"] for target in targets])[object_index(targets, matches)[positive]]
     return deltas[positive], box_coder.encode_single(boxes, torch.stack(anchors)[positive])
 
 
 def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
-    """The index of each anchor's object among those of all images, [images, anchors]; the first if unmatched."""
+    """Return the index of each anchor's object among those of all images, [images, anchors]; the first if unmatched."""
     first, total = [], 0
     for target in targets:
         first.append(total)
@@ -70,7 +70,10 @@ def object_index(targets: list[dict[str, Tensor]], matches: Tensor) -> Tensor:
 
 
 def _check_labels(labels: Tensor, first: int, classes: int) -> None:
-    """Other labels would count as background. This waits for the device, like torchvision's check of boxes."""
+    """Raise a ValueError for a wrong label, which would count as background.
+
+    This waits for the device, like torchvision's check of boxes.
+    """
     wrong = labels[(labels < first) | (labels >= classes)]
     if wrong.numel():
         raise ValueError(f"targets must have labels in {first}..{classes - 1}, got {wrong[0].item()}")

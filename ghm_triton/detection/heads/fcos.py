@@ -44,7 +44,7 @@ class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns "classification", "bbox_regression" and "bbox_ctrness". FCOS calls this with its matches."""
+        """Return "classification", "bbox_regression" and "bbox_ctrness". FCOS calls this with its matches."""
         logits = head_outputs["cls_logits"]
         if self.classification_loss is None:
             return super().compute_loss(targets, head_outputs, anchors, matched_idxs)

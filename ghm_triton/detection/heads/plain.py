@@ -1,4 +1,4 @@
-"""The way back from a harmonized detector to torchvision's."""
+"""Turn a harmonized detector back into torchvision's."""
 
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.fcos import FCOSHead

@@ -23,7 +23,7 @@ class HarmonizedRetinaNetHead(HarmonizedLosses, RetinaNetHead):
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns the losses "classification" and "bbox_regression". RetinaNet calls this with its matches."""
+        """Return the losses "classification" and "bbox_regression". RetinaNet calls this with its matches."""
         if self.classification_loss is None:
             classification = self.classification_head.compute_loss(targets, head_outputs, matched_idxs)
         else:

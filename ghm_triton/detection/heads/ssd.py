@@ -6,13 +6,13 @@ from torchvision.models.detection.ssd import SSD
 
 from .base import KeepsCounts, match_labels, positive_deltas
 
-_BACKGROUND = 0  # a class of its own: the objects' labels start at 1
+_BACKGROUND = 0  # the background is a class, so the labels of objects start at 1
 
 
 class HarmonizedSSD(KeepsCounts, SSD):
     """An SSD with other losses. torchvision computes the losses of an SSD in the model, not in its head.
 
-    A plain SSD becomes one by :func:`harmonize_ssd`. There is no hard negative mining: all anchors count.
+    :func:`harmonize_ssd` turns a plain SSD into one. There is no hard negative mining: all anchors count.
     """
 
     def compute_loss(
@@ -22,7 +22,7 @@ class HarmonizedSSD(KeepsCounts, SSD):
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns the losses "classification" and "bbox_regression". SSD calls this with its matches."""
+        """Return the losses "classification" and "bbox_regression". SSD calls this with its matches."""
         losses = {}
         if self.classification_loss is None or self.regression_loss is None:
             losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
@@ -39,10 +39,10 @@ class HarmonizedSSD(KeepsCounts, SSD):
 
 
 def harmonize_ssd(model: SSD, classification_loss: nn.Module | None, regression_loss: nn.Module | None) -> None:
-    """Makes `model` a :class:`HarmonizedSSD` in place.
+    """Turn `model` into a :class:`HarmonizedSSD` in place.
 
     Raises:
-        TypeError: `model` is of a class derived from SSD, whose own `compute_loss` would be lost.
+        TypeError: `model` is of a subclass of SSD, whose own `compute_loss` would be lost.
     """
     if type(model) not in (SSD, HarmonizedSSD):
         raise TypeError(f"model must be torchvision's SSD itself, got {type(model).__name__}")

@@ -22,13 +22,13 @@ def build_model(
     max_size: int | None = None,
     backbone_weights: str | None = None,
 ) -> RetinaNet | FCOS | SSD:
-    """Builds a detector for labels 0..classes-1.
+    """Build a detector for labels 0..classes-1.
 
     Args:
         name: "small", "lite0", or the name of a RetinaNet, FCOS or SSD in `torchvision.models.detection`.
         classes: Number of labels.
-        min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels. None: 96 for "small", 192 for "lite0", 800 and 1333 for others. An SSD has a fixed size.
+        min_size, max_size: Images are resized so that the shorter side has `min_size` pixels and the longer side at
+            most `max_size`. None: 96 for "small", 192 for "lite0", 800 and 1333 for others. An SSD has a fixed size.
         backbone_weights: "DEFAULT" for ImageNet weights: those in the extra "lite0" for "lite0", torchvision's for the
             others, which also take the names of other weights. torchvision downloads its weights. None: random weights.
 
@@ -59,13 +59,13 @@ def build_model(
 
 
 def build_from(state: dict) -> tuple[nn.Module, list[dict]]:
-    """Builds the model of a checkpoint of `train`, in eval mode.
+    """Build the model from a checkpoint of `train`, in eval mode.
 
     Returns:
         The model, and its categories in COCO's format in the order of the labels.
 
     Raises:
-        ValueError: The checkpoint is of something else.
+        ValueError: The checkpoint was not written by `train`.
     """
     try:
         about, weights = state["about"], state["model"]

@@ -20,8 +20,8 @@ _WIDTH = 64
 _ANCHOR_SIZES = ((16, 23), (32, 45), (64, 90))  # of the levels with strides 4, 8 and 16, pixels
 _STAGES = ((0, 3), (3, 5), (5, 11))  # blocks whose last one has stride 4, 8 and 16
 _CHANNELS = (24, 40, 112)  # of their outputs
-# The normalization of TensorFlow's EfficientNet-Lite. With it, the first convolution's output on photographs has the
-# variance that BatchNorm stores. With the mean and standard deviation of ImageNet it has five times that variance.
+# The normalization of TensorFlow's EfficientNet-Lite. With it, the output of the first convolution on photographs has
+# the variance that BatchNorm stores. With ImageNet's mean and standard deviation, it has five times that variance.
 _MEAN, _STD = [127 / 255] * 3, [128 / 255] * 3
 _INSTALL = "run pip install -e '.[lite0]' in the clone of ghm-triton"
 
@@ -30,11 +30,11 @@ class Lite0Backbone(nn.Module):
     """EfficientNet-Lite0 up to stride 16, with frozen BatchNorm, and a feature pyramid.
 
     Takes images [n, 3, height, width]; returns three levels [n, 64, height / stride, width / stride] of strides 4, 8
-    and 16. BatchNorm keeps its ImageNet statistics, weights and biases: batches of a few images have none to learn
-    from. All other parameters train.
+    and 16. BatchNorm keeps its ImageNet statistics, weights and biases, because batches of a few images give
+    poor estimates. All other parameters train.
 
     Args:
-        pretrained: Take the ImageNet weights.
+        pretrained: Use the ImageNet weights.
 
     Raises:
         ImportError: A package of the extra "lite0" is not installed.
@@ -51,6 +51,7 @@ class Lite0Backbone(nn.Module):
         self.pyramid = FeaturePyramidNetwork(list(_CHANNELS), _WIDTH)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Return the three levels by name, finest first."""
         features, levels = self.stem(images), OrderedDict()
         for name, stage in zip(("fine", "middle", "coarse"), self.stages):
             features = levels[name] = stage(features)
@@ -60,12 +61,12 @@ class Lite0Backbone(nn.Module):
 def lite0_retinanet(
     num_classes: int, *, min_size: int = 192, max_size: int = 192, pretrained: bool = True
 ) -> RetinaNet:
-    """Builds a RetinaNet of 1.1 million parameters for objects of 15 to 100 pixels and labels 0..num_classes-1.
+    """Build a RetinaNet of 1.1 million parameters for objects of 15 to 100 pixels and labels 0..num_classes-1.
 
     Args:
         num_classes: Number of labels.
-        min_size, max_size: Images are scaled to a shorter side of `min_size` pixels and a longer side of at most
-            `max_size` pixels.
+        min_size, max_size: Images are resized so that the shorter side has `min_size` pixels and the longer side at
+            most `max_size`.
         pretrained: Start from the ImageNet weights. False: random weights, which a checkpoint then replaces.
 
     Raises:
@@ -89,7 +90,7 @@ def lite0_retinanet(
 
 
 def _load_network(*, pretrained: bool) -> nn.Module:
-    """Returns the classifier of one package, with the weights of the other."""
+    """Return the classifier from one package, with the weights from the other."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -105,7 +106,7 @@ def _load_network(*, pretrained: bool) -> nn.Module:
 
 
 def _freeze_batch_norm(module: nn.Module) -> None:
-    """Replaces each BatchNorm in `module` by torchvision's frozen one with the same state."""
+    """Replace each BatchNorm in `module` by torchvision's frozen one with the same state."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, eps=child.eps)

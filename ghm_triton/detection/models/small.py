@@ -29,13 +29,14 @@ class SmallBackbone(nn.Module):
         self.pyramid = FeaturePyramidNetwork([32, 64, 96], _WIDTH)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Return the three levels by name, finest first."""
         fine = self.stem(images)
         middle = self.middle(fine)
         return self.pyramid(OrderedDict(fine=fine, middle=middle, coarse=self.top(middle)))
 
 
 def small_retinanet(num_classes: int, *, size: int = 96) -> RetinaNet:
-    """Returns a RetinaNet of 0.6 million parameters for square pictures of `size` pixels, and labels from 0."""
+    """Return a RetinaNet with 0.6 million parameters for square pictures of `size` pixels and labels from 0."""
     anchors = AnchorGenerator(_ANCHOR_SIZES, _ASPECT_RATIOS)
     backbone = SmallBackbone()
     return RetinaNet(
@@ -50,5 +51,5 @@ def small_retinanet(num_classes: int, *, size: int = 96) -> RetinaNet:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """A norm without batch statistics, which the levels of the pyramid, seen one by one, do not share."""
+    """Return a norm without batch statistics: the head sees one level at a time, and these would differ."""
     return nn.GroupNorm(16, channels)

@@ -1,4 +1,4 @@
-"""torchvision's SSDs with the labels of the data sets: an SSD has the background as label 0."""
+"""torchvision's SSDs, which reserve label 0 for the background, with labels that start at 0."""
 
 from torch import nn
 from torchvision import models
@@ -6,7 +6,7 @@ from torchvision.models.detection.ssd import SSD
 
 
 def build_ssd(name: str, classes: int, backbone_weights: str | None) -> SSD:
-    """An SSD of torchvision for labels 0..classes-1, as the data sets have them."""
+    """Build an SSD of torchvision for labels 0..classes-1, as the data sets have them."""
     model = models.get_model(name, num_classes=classes + 1, weights=None, weights_backbone=backbone_weights)
     model.register_forward_pre_hook(_count_from_1)
     model.register_forward_hook(_count_from_0)

@@ -1,4 +1,4 @@
-"""Checkpoints. They are written under a temporary name and renamed: a file of the final name is always whole."""
+"""Checkpoints. They are written under a temporary name and then renamed, so that a checkpoint is always complete."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 def save_checkpoint(path: str | pathlib.Path, state: dict) -> None:
-    """Writes `state` to `path`. An earlier file stays as it is until the new one is complete.
+    """Write `state` to `path`. An existing file stays as it is until the new one is complete.
 
     Raises:
         OSError: The file cannot be written (no space, no permission).
@@ -24,26 +24,26 @@ def save_checkpoint(path: str | pathlib.Path, state: dict) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer turns some of the one into the other
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns some OSErrors into RuntimeErrors
         temporary.unlink(missing_ok=True)
-        kept = "; the checkpoint that was there is as it was" if path.exists() else ""
+        kept = "; the earlier checkpoint is unchanged" if path.exists() else ""
         raise OSError(f"checkpoint {path} cannot be written: {error}{kept}") from error
 
 
 def load_checkpoint(path: str | pathlib.Path) -> dict:
-    """Returns what :func:`save_checkpoint` wrote, on the CPU. No code in the file is run.
+    """Return the state that :func:`save_checkpoint` wrote, on the CPU. No code in the file is run.
 
     Raises:
         OSError: The file does not exist, or cannot be read.
-        ValueError: It is not a checkpoint of this package.
+        ValueError: The file is not a checkpoint of this package.
     """
     if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint must be a file, got {path}, where there is none")
+        raise FileNotFoundError(f"checkpoint must be a file, got {path}, which is none")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the unpickler fails with nearly any exception on files of other kinds
+    except Exception as error:  # on other files, the unpickler may raise almost any exception
         raise ValueError(f"checkpoint must be a file of ghm_triton.detection.train, got {path}: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = f"format {state.get('format')!r}" if isinstance(state, dict) else type(state).__name__
@@ -52,7 +52,7 @@ def load_checkpoint(path: str | pathlib.Path) -> dict:
 
 
 def random_state() -> dict:
-    """Returns the states of the generators of Python, NumPy and PyTorch in this process, in plain types."""
+    """Return the states of the random generators of Python, NumPy and PyTorch in this process, as plain types."""
     name, keys, *rest = numpy.random.get_state()
     return {
         "python": random.getstate(),
@@ -63,7 +63,7 @@ def random_state() -> dict:
 
 
 def set_random_state(state: dict) -> None:
-    """Takes up what :func:`random_state` returned."""
+    """Restore the states that :func:`random_state` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))

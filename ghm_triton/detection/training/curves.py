@@ -1,4 +1,4 @@
-"""The numbers and curves of a training: metrics.csv, losses.png and ap.png."""
+"""The metrics and curves of a training: metrics.csv, losses.png and ap.png."""
 
 import pathlib
 
@@ -17,14 +17,14 @@ _TITLES = {
 
 
 def write_metrics(path: pathlib.Path, metrics: list[dict]) -> None:
-    """Writes a row per epoch. The whole file is written each time: a resumed training must not repeat an epoch."""
+    """Write a row per epoch. Write the whole file each time, so that a resumed training repeats no epoch."""
     temporary = path.with_name(f"{path.name}.writing")
     pd.DataFrame(metrics).to_csv(temporary, index=False, float_format="%.6g")
     temporary.replace(path)
 
 
 def draw_curves(folder: pathlib.Path, log: list[dict], metrics: list[dict]) -> list[pathlib.Path]:
-    """Draws losses.png over the steps and ap.png over the epochs, and returns their paths."""
+    """Draw losses.png over the steps and ap.png over the epochs, and return their paths."""
     rows, means = pd.DataFrame(log), pd.DataFrame(metrics)
     names = [name for name in _TITLES if name in means]
     figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
@@ -50,7 +50,7 @@ def draw_curves(folder: pathlib.Path, log: list[dict], metrics: list[dict]) -> l
 
 
 def draw_ap(axes: Axes, x: list, lines: dict[str, list], *, xlabel: str) -> None:
-    """Draws lines of average precision, with the legend beside them."""
+    """Draw curves of average precision, with the legend beside them."""
     for (name, values), color in zip(lines.items(), ("tab:green", "tab:red", "tab:purple")):
         axes.plot(x, values, label=name, marker="o", color=color)
     axes.set(xlabel=xlabel, ylabel="AP, %", ylim=(0, 100))

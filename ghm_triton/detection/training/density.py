@@ -1,4 +1,4 @@
-"""What the losses see: counts, weights and the gradient over its norm, as in figures 2 to 4 of the paper."""
+"""Plots of counts, weights and the gradient over the gradient norm, as in figures 2 to 4 of the paper."""
 
 import copy
 import math
@@ -26,11 +26,11 @@ class Seen(NamedTuple):
 
     Attributes:
         edges: Shape [bins + 1].
-        counts: Shape [bins]. The moving average of the number of elements per region, with this batch, or the number
-            in the batch where the loss keeps none.
-        weights: Shape [bins]. The harmonizing weight beta; 0 where there are no elements. None: the loss has none.
+        counts: Shape [bins]. The moving average of the number of elements per region, including this batch, or the
+            number in the batch if the loss keeps no average.
+        weights: Shape [bins]. The harmonizing weight beta; 0 where there are no elements. None: the loss has no weights.
         gradient: Shape [bins, 2]. The sum of the gradient norms of negatives and positives, without weights.
-        element: What an element is, in the plural.
+        element: The name of the elements, in the plural.
     """
 
     edges: Tensor
@@ -40,30 +40,32 @@ class Seen(NamedTuple):
     element: str
 
     def shares(self, *, weighted: bool) -> Tensor:
-        """Returns the percentage of each region in the whole gradient, negatives and positives, [bins, 2]."""
+        """Return how much each region contributes to the gradient, negatives and positives, in percent, [bins, 2]."""
         gradient = self.gradient * self.weights[:, None] if weighted and self.weights is not None else self.gradient
         return 100 * gradient / gradient.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class Recorder(nn.Module):
-    """Takes the place of a loss and keeps its inputs."""
+    """A stand-in for a loss that keeps its inputs."""
 
     inputs: tuple[Tensor, ...] | None = None
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """Keep the inputs and return 0."""
         self.inputs = inputs
         return inputs[0].sum() * 0
 
 
 def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, Seen]:
-    """Returns what the losses of `model` see in a batch in training. The model stays as it is.
+    """Return the regions that the losses of `model` see for a batch in training. The model does not change.
 
     Args:
         model: A RetinaNet, FCOS, or SSD of torchvision, with any losses.
         items: (image, target) as torchvision's detectors take them.
 
     Returns:
-        By the name of the panel, "classification" and "boxes". An FCOS has no "boxes": they are no box deltas.
+        The regions by the name of the panel, "classification" and "boxes". An FCOS has no "boxes", because it predicts no
+        box deltas.
     """
     classify, regress = Recorder(), Recorder()
     probe = copy.deepcopy(model)
@@ -74,7 +76,7 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # torchvision draws a size per image
         probe(images, targets)
     owner = model if isinstance(model, SSD) else model.head
-    usual = default_losses(model)  # for the regions where the losses are others
+    usual = default_losses(model)  # their regions, for losses that have none
     norm, positive = _softmax(*classify.inputs) if isinstance(model, SSD) else _sigmoid(*classify.inputs)
     loss = _after(getattr(owner, "classification_loss", None), classify.inputs)
     element = "anchors" if isinstance(model, SSD) else "logits"
@@ -89,18 +91,18 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
 
 
 def _after(loss: nn.Module | None, inputs: tuple[Tensor, ...]) -> nn.Module | None:
-    """Returns a copy of a GHM loss after a training step with `inputs`, and None for another loss."""
+    """Return a copy of a GHM loss after a training step with `inputs`, or None for another loss."""
     if not isinstance(loss, GHMCLoss | GHMCrossEntropyLoss | GHMRLoss):
         return None
     loss = copy.deepcopy(loss).train()
-    loss.process_group = None  # the other processes do not look
+    loss.process_group = None  # only this process makes this call
     with torch.no_grad():
         loss(*inputs)
     return loss
 
 
 def _sigmoid(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradient norm of each logit that counts, and whether it is the one of an object's class."""
+    """Return the gradient norm of each logit that counts, and whether the logit is that of an object's class."""
     positive = labels[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     norm = (logits.float().sigmoid() - positive.float()).abs()
     counted = counted.bool()[..., None].expand_as(norm)
@@ -108,7 +110,7 @@ def _sigmoid(logits: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, T
 
 
 def _softmax(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradient norm of each anchor, 1 minus the probability of its label, and whether it has an object."""
+    """Return the gradient norm of each anchor, 1 minus the probability of its label, and whether it has an object."""
     right = logits.float().softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
     return 1 - right, labels > 0
 
@@ -123,15 +125,15 @@ def _see(loss: nn.Module | None, norm: Tensor, positive: Tensor, bins: int, elem
     counts = density.counts if density else torch.bincount(region, minlength=bins)
     weights = None
     if density:
-        # An element of this batch adds 1 - momentum to the average (half for rounding). A region with less has none,
-        # and its weight grows without bound.
+        # An element of this batch adds 1 - momentum to the average (half of it allows for rounding). A region with a
+        # lower average has no element in this batch, and its weight grows without bound.
         seen = density.counts >= 0.5 * (1 - loss.momentum)
         weights = torch.where(seen, density.weights, 0).cpu().double()
     return Seen(edges.double(), counts.cpu().double(), weights, torch.stack(parts, dim=1), element)
 
 
 def draw_density(path: pathlib.Path, seen: dict[str, Seen]) -> pathlib.Path:
-    """Draws a row of panels per loss to `path`, and returns it."""
+    """Draw a row of panels per loss, save the figure to `path`, and return `path`."""
     figure = Figure(figsize=(15, 3.8 * len(seen)), layout="constrained")
     rows = figure.subplots(len(seen), 3, squeeze=False)
     for (name, one), (counts, weights, gradient) in zip(seen.items(), rows):
@@ -143,7 +145,7 @@ def draw_density(path: pathlib.Path, seen: dict[str, Seen]) -> pathlib.Path:
 
 
 def draw_counts(axes: Axes, seen: Seen, name: str) -> None:
-    """Draws how many elements there are over the gradient norm."""
+    """Draw the number of elements over the gradient norm."""
     _bars(axes, seen, seen.counts, color="tab:gray")
     axes.set(title=f"{name}: elements per step", ylabel=seen.element, yscale="symlog")
     axes.set_ylim(0, _decade_above(seen.counts.max().item()))
@@ -151,7 +153,7 @@ def draw_counts(axes: Axes, seen: Seen, name: str) -> None:
 
 
 def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
-    """Draws the harmonizing weight over the gradient norm."""
+    """Draw the harmonizing weight over the gradient norm."""
     if seen.weights is None:
         axes.text(0.5, 0.5, "this loss keeps no density", ha="center", transform=axes.transAxes)
     else:
@@ -166,7 +168,7 @@ def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
 
 
 def draw_gradient(axes: Axes, seen: Seen, name: str) -> None:
-    """Draws the share of the gradient of negatives and positives over the gradient norm, harmonized and not."""
+    """Draw how much negatives and positives contribute to the gradient over its norm, harmonized and plain."""
     negative, positive = seen.shares(weighted=True).T
     if negative.any():
         _bars(axes, seen, negative, color=NEGATIVE, label="negatives")
@@ -186,10 +188,10 @@ def _bars(axes: Axes, seen: Seen, values: Tensor, **options) -> None:
 
 
 def _outline(axes: Axes, seen: Seen, values: Tensor, **options) -> None:
-    """Draws steps that do not fall to the axis at their ends."""
+    """Draw steps that do not fall to the axis at their ends."""
     axes.stairs(values.numpy(), seen.edges.numpy(), baseline=None, **options)
 
 
 def _decade_above(value: float) -> float:
-    """The first power of ten, at least 10, that is above `value`: a bar of this height does not touch the border."""
+    """Return the first power of ten above `value`, at least 10. An axis of this height leaves room above the bars."""
     return 10.0 ** max(1, math.floor(math.log10(max(value, 1))) + 1)

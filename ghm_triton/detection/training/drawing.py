@@ -17,7 +17,7 @@ _FILLS_LABELS = "fill_labels" in inspect.signature(draw_bounding_boxes).paramete
 
 
 def draw_objects(image: Tensor, boxes: Tensor, labels: Tensor, captions: Sequence[str], classes: int) -> Tensor:
-    """Draws boxes with captions, in a color per class.
+    """Draw boxes with captions, in a color per class.
 
     Args:
         image: uint8 [3, height, width].

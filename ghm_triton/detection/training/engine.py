@@ -15,7 +15,7 @@ from .processes import Processes
 from .schedules import one_cycle
 from .signals import hold_stop_signals, ignore_stop_signals
 
-LOG_EVERY = 10  # steps, over which a row of the log is the mean
+LOG_EVERY = 10  # steps per row of the log, which holds their mean
 
 
 class Means:
@@ -30,20 +30,22 @@ class Means:
         self.totals, self.count = dict(totals or {}), count
 
     def add(self, values: dict[str, float]) -> None:
+        """Add a value per name."""
         self.totals = {name: self.totals.get(name, 0.0) + value for name, value in values.items()}
         self.count += 1
 
     def take(self) -> dict[str, float]:
+        """Return the means and start over."""
         means = {name: total / self.count for name, total in self.totals.items()}
         self.totals, self.count = {}, 0
         return means
 
 
 def epoch_batches(length: int, batch: int, *, seed: int, epoch: int, rank: int = 0, count: int = 1) -> list[list[int]]:
-    """Returns the indices of each batch of an epoch that belong to process `rank` of `count`.
+    """Return the indices of each batch of an epoch that belong to process `rank` of `count`.
 
-    They depend on the seed and the epoch alone, and those of all processes together are those of a single process. The
-    first examples fill up the last batch.
+    They depend only on the seed and the epoch, and all processes together use the batches of a single process. The last
+    batch is filled up with the first examples.
     """
     order = torch.randperm(length, generator=_generator(seed * 1_000_003 + epoch)).tolist()
     order = list(itertools.islice(itertools.cycle(order), batch * math.ceil(length / batch)))
@@ -56,16 +58,16 @@ class Trainer:
 
     Args:
         model: A detector of torchvision, on the device of `processes`.
-        optimizer: Of its parameters.
+        optimizer: The optimizer of its parameters.
         schedule: Stepped after each step.
         processes: The processes that train together. None: this process alone, on the device of the model.
-        clip: Greatest norm of the gradient.
+        clip: Maximum norm of the gradient.
         amp: Compute in 16 bits where PyTorch's autocast does: float16 on GPUs, bfloat16 on the CPU.
 
     Attributes:
-        epoch, step: The number of complete epochs, and of steps of the next epoch.
+        epoch, step: The number of complete epochs, and of steps done in the current one.
         log: A dict per `LOG_EVERY` steps, with the means of the losses over these steps.
-        since: The means of the losses, which the caller takes.
+        since: The means of the losses since the caller last took them.
         metrics: A dict per evaluation, which the caller appends.
     """
 
@@ -92,7 +94,7 @@ class Trainer:
         self.metrics: list[dict] = []
 
     def train_step(self, images: list[Tensor], targets: list[dict]) -> dict[str, float]:
-        """Takes a step, and returns the losses by name.
+        """Run a training step and return the losses by name.
 
         Raises:
             FloatingPointError: The gradient is not finite. The parameters stay as they were.
@@ -109,10 +111,10 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         values = {name: loss.item() for name, loss in losses.items()}
-        # The scaler skips steps whose gradient leaves the range of float16. Without it, such a step is the end.
+        # The scaler skips steps whose gradient exceeds the range of float16. Without the scaler, training stops.
         if not self.scaler.is_enabled() and not norm.isfinite():
             raise FloatingPointError(
-                f"gradient must be finite, got another in epoch {self.epoch + 1}, step {self.step + 1}: {values}"
+                f"gradient must be finite, got inf or NaN in epoch {self.epoch + 1}, step {self.step + 1}: {values}"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -128,7 +130,7 @@ class Trainer:
         workers: int = 0,
         after_step: Callable[[list[dict]], None] = lambda targets: None,
     ) -> None:
-        """Trains the rest of the epoch, in an order that `seed` and the epoch give, with a progress bar.
+        """Train the rest of the epoch, in an order that depends on `seed` and the epoch, with a progress bar.
 
         Args:
             dataset: Items (image, target) as torchvision's detectors take them.
@@ -146,7 +148,7 @@ class Trainer:
             num_workers=workers,
             pin_memory=one.device.type == "cuda",
             worker_init_fn=ignore_stop_signals,
-            generator=_generator(seed),  # without it a loader draws from PyTorch's generator, once more after a resume
+            generator=_generator(seed),  # else it draws from PyTorch's generator, and once more after a resume
         )
         self.model.train()
         name = f"epoch {self.epoch + 1}"
@@ -164,14 +166,14 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
 
     def _note(self, losses: dict[str, float], step: int, rate: float) -> None:
-        """Adds to the log. `step` counts from the start of the training."""
+        """Add the losses to the log. `step` counts from the start of the training."""
         self.recent.add(losses)
         self.since.add(losses)
         if step % LOG_EVERY == 0:
             self.log.append({"epoch": self.epoch + 1, "step": step} | self.recent.take() | {"lr": rate})
 
     def state_dict(self) -> dict:
-        """Returns everything that the rest of the training depends on. Every process must call this."""
+        """Return everything that the rest of the training depends on. Every process must call this."""
         return {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -186,9 +188,9 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes up what :meth:`state_dict` returned.
+        """Restore the state that :meth:`state_dict` returned.
 
-        The shape of the schedule stays that of this trainer: a run may be resumed with more epochs.
+        The schedule keeps the length of this trainer, so that a run can be resumed with more epochs.
         """
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -212,12 +214,12 @@ def train_one_cycle(
     seed: int = 0,
     after_step: Callable[[list[dict]], None] = lambda targets: None,
 ) -> Trainer:
-    """Trains by AdamW and one cycle of the learning rate, whose maximum is `rate`. Returns the trainer.
+    """Train with AdamW and a one-cycle learning rate, whose maximum is `rate`. Return the trainer.
 
     Args:
         model: A detector of torchvision, on its device.
         dataset, batch, seed, after_step: As for :meth:`Trainer.train_epoch`.
-        rate: Greatest learning rate.
+        rate: Maximum learning rate.
         epochs: Passes over `dataset`.
     """
     steps = epochs * math.ceil(len(dataset) / batch)

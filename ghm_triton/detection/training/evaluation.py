@@ -17,13 +17,13 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def detect(model: nn.Module, dataset: Dataset, *, batch: int = 16, indices: Sequence[int] | None = None) -> list[dict]:
-    """Returns the detections of `model` in COCO's result format. The model keeps its mode.
+    """Return the detections of `model` in COCO's result format. The model keeps its mode.
 
     Args:
         model: A detector of torchvision.
         dataset: Items (image, target) with "image_id" in the target. Its `category_ids` are the category of each label.
-        batch: Images at once.
-        indices: The images to look at. None: all.
+        batch: Images per batch.
+        indices: The images to use. None: all.
     """
     training = model.training
     model.eval()
@@ -45,7 +45,7 @@ def detect(model: nn.Module, dataset: Dataset, *, batch: int = 16, indices: Sequ
 
 
 def warn_unreadable(targets: list[dict]) -> int:
-    """Warns of images that could not be read, and returns their number."""
+    """Warn about images that could not be read, and return their number."""
     names = [name for target in targets for name in target.get("unreadable", [])]
     if names:
         warnings.warn(f"images must be readable, got {len(names)} that are not: {', '.join(names)}", stacklevel=2)
@@ -53,7 +53,7 @@ def warn_unreadable(targets: list[dict]) -> int:
 
 
 def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict]:
-    """Returns the detections in an image in COCO's result format."""
+    """Return the detections in an image in COCO's result format."""
     boxes = box_convert(output["boxes"], "xyxy", "xywh")
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
@@ -62,7 +62,7 @@ def coco_results(output: dict[str, Tensor], image_id: int, category_ids: Sequenc
 
 
 def average_precision(annotations: dict, results: list[dict]) -> dict[str, float]:
-    """Returns COCO's twelve numbers by name, 0 to 100; -1 where `annotations` have nothing to find.
+    """Return COCO's twelve metrics by name, from 0 to 100, or -1 where `annotations` have no such objects.
 
     Args:
         annotations: The content of a file in COCO's format.
@@ -74,7 +74,7 @@ def average_precision(annotations: dict, results: list[dict]) -> dict[str, float
 def average_precision_by_class(
     annotations: dict, results: list[dict]
 ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-    """Returns what :func:`average_precision` does, and AP and AP50 of each category by its id; -1 without objects."""
+    """Return the metrics of :func:`average_precision`, and AP and AP50 by category id; -1 where there are no objects."""
     evaluation = _evaluate(annotations, results)
     # [IoU thresholds from 0.5 to 0.95, recalls, categories, object sizes, detections per image]
     precision = evaluation.eval["precision"][:, :, :, 0, -1]

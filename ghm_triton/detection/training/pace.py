@@ -1,4 +1,4 @@
-"""How long a training takes, from its first steps."""
+"""An estimate of how long a training takes, from its first steps."""
 
 import time
 from collections.abc import Callable
@@ -9,19 +9,19 @@ _MEASURED = 10  # steps, after a first one that is slower
 
 
 class Pace:
-    """Says once, after a few steps, how long the others take.
+    """Report once, after a few steps, how long the others will take.
 
     Args:
-        say: Takes the text.
-        name: What the steps are of.
-        more: What takes time besides them, for example " and the evaluations".
+        say: Called with the text.
+        name: The name of the process that the steps belong to.
+        more: What else takes time, for example ", plus the evaluations".
     """
 
     def __init__(self, say: Callable[[str], None], name: str, more: str = ""):
         self.say, self.name, self.more, self.steps, self.start = say, name, more, 0, 0.0
 
     def step(self, left: int) -> None:
-        """Count a step, after which `left` are left."""
+        """Count a step. `left` is the number of remaining steps."""
         self.steps += 1
         if self.steps == 1:
             self.start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The processes that `torchrun` starts, or the only one."""
+"""The processes that `torchrun` started, or this process alone."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from torch import distributed, nn
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
+    """This process and its place among those that train together.
 
     Attributes:
         device: The device of this process.
@@ -25,10 +25,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def gather(self, value: object) -> list:
-        """Returns `value` of all processes, in the order of their ranks. Every process must call this."""
+        """Return the `value` of each process, in the order of their ranks. Every process must call this."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
@@ -44,7 +45,7 @@ class Processes:
         return bool(flags.item())
 
     def broadcast(self, module: nn.Module) -> None:
-        """Gives `module` the parameters and buffers of the first process. Every process must call this."""
+        """Copy parameters and buffers of `module` from the first process to all. Every process must call this."""
         if self.count > 1:
             for tensor in module.state_dict().values():
                 distributed.broadcast(tensor, 0)
@@ -52,7 +53,7 @@ class Processes:
 
 @contextlib.contextmanager
 def join_processes(device: torch.device) -> Iterator[Processes]:
-    """Joins the other processes if `torchrun` started this one: by nccl on GPUs, by gloo on the CPU."""
+    """Join the other processes if `torchrun` started this one, with NCCL on GPUs and Gloo on the CPU."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes(device)
         return

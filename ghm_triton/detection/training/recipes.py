@@ -1,4 +1,4 @@
-"""Named settings of a training: the paper's, and those of a small model on a CPU."""
+"""Named training settings: those of the paper, and those of a small model on a CPU."""
 
 import argparse
 import math
@@ -23,7 +23,7 @@ PAPER = {
 }
 SMALL = {
     "epochs": None,
-    "steps": 750,  # as many epochs as they take: a small data set needs them too
+    "steps": 750,  # rather than epochs: a small data set needs as many
     "batch_size": 8,
     "lr": 1.5e-3,
     "warmup": None,
@@ -34,15 +34,15 @@ SMALL = {
 RECIPES = {"paper": PAPER, "small": SMALL}
 BACKBONE_WEIGHTS = {"lite0": "DEFAULT"}  # the other models start from random weights
 _FEW = 200  # steps
-_LONG_EPOCH = 50  # steps, from which each epoch is evaluated
-_EVALUATIONS = 15  # at most, of shorter epochs
+_LONG_EPOCH = 50  # steps; after an epoch of this length or more comes an evaluation
+_EVALUATIONS = 15  # at most, if epochs are shorter
 
 
 def recipe_defaults(recipe: str, model: str, loss: str) -> dict:
-    """Returns the defaults of the options of `train` in a recipe, for a model and a loss by name."""
+    """Return the defaults of the options of `train` in a recipe, for a model and a loss by name."""
     values = {name: value for name, value in RECIPES[recipe].items() if name not in ("epochs", "steps")}
     values["backbone_weights"] = BACKBONE_WEIGHTS.get(model, "none")
-    values["pretrain_steps"] = None if recipe == model == "small" else 0  # None: in proportion to the steps
+    values["pretrain_steps"] = None if recipe == model == "small" else 0  # None: proportional to the training steps
     if recipe == "small":
         if model.startswith("fcos"):
             values["box_loss_weight"] = 1.0  # its own box losses have no factor
@@ -52,12 +52,12 @@ def recipe_defaults(recipe: str, model: str, loss: str) -> dict:
 
 
 def complete(options: argparse.Namespace, images: int, *, resumed: dict | None = None) -> None:
-    """Set the epochs and the steps of pre-training that `options` leave open.
+    """Set the number of epochs and pre-training steps where `options` do not, in place.
 
     Args:
-        options: The options of `train`. They are changed.
+        options: The options of `train`.
         images: Number of training images.
-        resumed: The settings in the checkpoint of a training that goes on.
+        resumed: The settings in the checkpoint of a resumed training.
     """
     each = math.ceil(images / options.batch_size)
     if options.epochs is None:
@@ -73,9 +73,9 @@ def evaluated_every(options: argparse.Namespace, steps_per_epoch: int) -> int:
 
 
 def learning_rate_falls(options: argparse.Namespace, steps_per_epoch: int) -> list[int]:
-    """Returns the steps from which the rate is a tenth, and a hundredth.
+    """Return the steps at which the learning rate drops to a tenth, and to a hundredth.
 
-    They come after 8/14 and 11/14 of the run, as in the paper. The option --lr-steps names epochs instead.
+    They are at 8/14 and 11/14 of the run, as in the paper, or at the epochs that --lr-steps gives.
     """
     if options.lr_steps is not None:
         return [steps_per_epoch * (epoch - 1) for epoch in options.lr_steps]
@@ -84,14 +84,14 @@ def learning_rate_falls(options: argparse.Namespace, steps_per_epoch: int) -> li
 
 
 def warmup_steps(options: argparse.Namespace, steps_per_epoch: int) -> int:
-    """Returns the steps of the warmup: at most a tenth of the run."""
+    """Return the number of warmup steps, at most a tenth of the run."""
     return min(options.warmup, steps_per_epoch * options.epochs // 10)
 
 
 def make_optimizer(
     model: nn.Module, options: argparse.Namespace, steps_per_epoch: int
 ) -> tuple[Optimizer, LRScheduler]:
-    """Returns the optimizer and the schedule of the recipe."""
+    """Return the optimizer and the schedule of the recipe."""
     if options.recipe == "small":
         return one_cycle(model, rate=options.lr, steps=steps_per_epoch * options.epochs)
     return warmup_and_falls(
@@ -103,7 +103,7 @@ def make_optimizer(
 
 
 def describe_plan(options: argparse.Namespace, images: int) -> str:
-    """Return what a training prints at its start: the schedule, the pre-training, and a hint if the steps are few."""
+    """Return the text printed at the start: the schedule, the pre-training, and a hint if there are few steps."""
     steps = math.ceil(images / options.batch_size)
     total, every = steps * options.epochs, evaluated_every(options, steps)
     lines = [describe_schedule(options, images)]
@@ -121,7 +121,7 @@ def describe_plan(options: argparse.Namespace, images: int) -> str:
 
 
 def describe_schedule(options: argparse.Namespace, images: int) -> str:
-    """Returns the epochs and the learning rate in words."""
+    """Return the epochs and the learning rate in words."""
     steps = math.ceil(images / options.batch_size)
     text = f"recipe {options.recipe}: {counted(options.epochs, 'epoch')} of {counted(steps, 'step')} "
     text += f"of {counted(options.batch_size, 'image')}; "

@@ -1,4 +1,4 @@
-"""What a checkpoint tells of its training, and what a resumed training must repeat."""
+"""The settings that a checkpoint records about its training, and that a resumed training must repeat."""
 
 import argparse
 import dataclasses
@@ -6,13 +6,13 @@ import dataclasses
 from ..data.coco import CocoBoxes
 from ..losses import LossOptions
 
-# The options to repeat, in addition to those of the losses. --epochs and --steps may change.
+# The options to repeat, besides those of the losses. --epochs and --steps may change.
 _REPEATED = ("model", "min_size", "max_size", "recipe", "pretrain_steps", "batch_size", "lr", "lr_steps", "warmup")
 _REPEATED += ("clip", "augment", "amp", "seed")
 
 
 def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
-    """Returns what a checkpoint tells of its training: what a resumed training must have in common with it."""
+    """Return what a checkpoint records about its training: the settings that a resumed training must share."""
     losses = LossOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)})
     return {name: getattr(options, name) for name in _REPEATED} | {
         "losses": dataclasses.asdict(losses),
@@ -22,7 +22,7 @@ def describe(options: argparse.Namespace, data: CocoBoxes) -> dict:
 
 
 def check_same(about: dict, expected: dict) -> None:
-    """Raises a ValueError that names what a resumed training has changed."""
+    """Raise a ValueError that names a setting that a resumed training has changed."""
     for name, value in (expected | expected["losses"]).items():
         before = (about | about.get("losses", {})).get(name)
         if name == "losses" or before == value:

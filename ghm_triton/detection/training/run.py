@@ -1,4 +1,4 @@
-"""A training of the command `train`: data, model and files around a :class:`Trainer`."""
+"""A run of the command `train`: a :class:`Trainer` with its data, model and files."""
 
 import argparse
 import math
@@ -28,20 +28,20 @@ from .recipes import complete, describe_plan, evaluated_every, make_optimizer
 from .resume import check_same, describe
 from .signals import Stopped, StopRequest
 
-_EVALUATED = 16  # images per process between two looks at the stop request
-_SEEN = 8  # images that density.png shows the gradient of
+_EVALUATED = 16  # images per process between two checks of the stop request
+_SEEN = 8  # images whose gradient density.png shows
 
 
 class Run:
-    """A training with its folder.
+    """A training and its output folder.
 
     Args:
         options: The options of the command.
         processes: The processes that train together.
-        request: Asks to stop.
+        request: The request to stop.
 
     Raises:
-        OSError, ValueError: The data, the checkpoint or an option is not as it should be.
+        OSError, ValueError: The data, the checkpoint or an option is missing or invalid.
     """
 
     def __init__(self, options: argparse.Namespace, processes: Processes, request: StopRequest):
@@ -65,7 +65,7 @@ class Run:
         if state is not None:
             self.trainer.load_state_dict(state)
         else:
-            self._save(must=True)  # a disk that takes no checkpoint is better known now
+            self._save(must=True)  # fails now rather than later if the disk is full
 
     def _say(self, text: str) -> None:
         if self.processes.first:
@@ -73,13 +73,13 @@ class Run:
             sys.stdout.flush()
 
     def _open_output(self) -> dict | None:
-        """Returns the checkpoint to resume, if any."""
+        """Return the checkpoint to resume, if any."""
         if self.options.resume:
             return load_checkpoint(self.checkpoint)
         if self.checkpoint.exists():
             raise FileExistsError(f"output must hold no checkpoint, got {self.checkpoint}; --resume continues from it")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.processes.gather(None)  # no process writes before all have looked
+        self.processes.gather(None)  # no process writes before all have checked
         return None
 
     def _make_trainer(self, *, download: bool) -> Trainer:
@@ -133,10 +133,10 @@ class Run:
         self.pretraining_pace.step(self.options.pretrain_steps - step)
 
     def train(self) -> None:
-        """Trains the epochs that are left, with an evaluation after each.
+        """Train the remaining epochs and evaluate.
 
         Raises:
-            Stopped: A signal asked for the end; the checkpoint is written.
+            Stopped: A signal asked to stop, and the checkpoint is written.
         """
         options, trainer = self.options, self.trainer
         if trainer.epoch >= options.epochs and not self._lacks_evaluation():
@@ -165,7 +165,7 @@ class Run:
                 start = time.perf_counter()
 
     def _finish_epochs(self, seconds: float) -> None:
-        """Evaluates, and writes the numbers, the pictures, and the checkpoints."""
+        """Evaluate, and write the metrics, the pictures, and the checkpoints."""
         trainer, before = self.trainer, [row["AP"] for row in self.trainer.metrics]
         row = {"epoch": trainer.epoch, "step": trainer.epoch * self.steps_per_epoch, "seconds": seconds}
         rate = {"lr": trainer.optimizer.param_groups[0]["lr"], "unreadable": self.unreadable}
@@ -182,7 +182,7 @@ class Run:
             self._draw()
 
     def _prepare_backbone(self) -> None:
-        """Starts the small backbone from a file or a pre-training, or continues the pre-training."""
+        """Load the small backbone from a file, or pre-train it, or continue the pre-training."""
         options, backbone = self.options, self.trainer.network.backbone
         if options.backbone is not None:
             load_backbone(backbone, options.backbone)
@@ -196,7 +196,7 @@ class Run:
                 show=self.processes.first,
             )
             self._say(f"pre-training: {percent:.1f}% of held-out crops of digits right")
-            self.processes.broadcast(backbone)  # processors of several kinds may round otherwise
+            self.processes.broadcast(backbone)  # different processors may round differently
         self.pretraining = "done"
         self._save()
 
@@ -207,7 +207,7 @@ class Run:
         return self.trainer.step == 0 and evaluated < epoch and due
 
     def _evaluate(self) -> dict[str, float]:
-        """Returns COCO's numbers. Each process detects in its part of the images."""
+        """Return COCO's metrics. Each process runs the detector on its part of the images."""
         one = self.processes
         found, chunk = [], _EVALUATED * one.count
         for first in range(0, len(self.val_data), chunk):
@@ -217,7 +217,7 @@ class Run:
         return average_precision(self.val_data.coco(), [one for part in one.gather(found) for one in part])
 
     def _draw(self) -> None:
-        """Draws the pictures after an epoch."""
+        """Draw the pictures after an epoch."""
         trainer = self.trainer
         images = draw_curves(self.folder, trainer.log, trainer.metrics)
         items = [self.train_data[index] for index in range(min(_SEEN, len(self.train_data)))]

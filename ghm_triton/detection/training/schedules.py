@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
 def one_cycle(model: nn.Module, *, rate: float, steps: int) -> tuple[Optimizer, LRScheduler]:
-    """AdamW, and one cycle of `steps` steps with the maximum `rate`."""
+    """Return AdamW and a one-cycle schedule of `steps` steps with the maximum `rate`."""
     optimizer = torch.optim.AdamW(_trained(model), lr=rate, weight_decay=1e-4)
     return optimizer, OneCycleLR(optimizer, rate, total_steps=steps)
 
@@ -15,18 +15,18 @@ def one_cycle(model: nn.Module, *, rate: float, steps: int) -> tuple[Optimizer, 
 def warmup_and_falls(
     model: nn.Module, *, rate: float, warmup: int, falls: list[int], start: float = 1 / 3, factor: float = 0.1
 ) -> tuple[Optimizer, LRScheduler]:
-    """SGD with momentum 0.9, whose rate rises linearly and then falls in steps.
+    """Return SGD with momentum 0.9, and a schedule that rises linearly and then falls in steps.
 
     Args:
         model: The model to train.
         rate: Learning rate after the warmup.
-        warmup: Steps from `start` times the rate to the rate.
-        falls: Steps from which the rate is multiplied by `factor` once more.
+        warmup: Steps over which the rate rises from `start` times `rate` to `rate`.
+        falls: Steps at which the rate is multiplied by `factor`.
         start, factor: As above.
     """
     optimizer = torch.optim.SGD(_trained(model), lr=rate, momentum=0.9, weight_decay=1e-4)
 
-    # A function of the step alone: SequentialLR has a state per part, and a run that is resumed may move its falls.
+    # A function of the step alone: SequentialLR keeps a state per part, and a resumed run may move its falls.
     def of_step(step: int) -> float:
         rise = start + (1 - start) * min(step / warmup, 1) if warmup else 1.0
         return rise * factor ** sum(step >= fall for fall in falls)

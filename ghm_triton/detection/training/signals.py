@@ -9,18 +9,18 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class Stopped(Exception):
-    """A signal asked for the end of the training, and its checkpoint is written."""
+    """A signal asked the training to stop, and the checkpoint is written."""
 
 
 class StopRequest:
-    """Whether a signal has asked to stop. The training looks at `asked` where it can save itself."""
+    """Whether a signal has asked to stop. The training reads `asked` where it can save a checkpoint."""
 
     asked = False
 
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Turns signals into a request, within the context. A signal that is ignored, as under `nohup`, stays ignored."""
+    """Turn signals into a request within the context. A signal that is ignored, as under `nohup`, stays ignored."""
     request = StopRequest()
 
     def ask(*_):
@@ -39,7 +39,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def hold_stop_signals() -> Iterator[None]:
-    """Holds the signals back within the context, also in the processes that start there, which may then ignore them."""
+    """Block the signals within the context, also in processes started there, until they ignore the signals themselves."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -51,6 +51,6 @@ def hold_stop_signals() -> Iterator[None]:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """A `worker_init_fn` of DataLoader: a signal to the whole process group must not end the workers."""
+    """Ignore signals to the whole process group in a worker. This is a `worker_init_fn` of DataLoader."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
