@@ -121,7 +121,7 @@ def _cross_entropy_accumulate_kernel(
             counts += hit.to(tl.int32)
             sums += tl.where(hit, tl.max(loss, axis=0), 0.0)
         else:
-            counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 0)
+            counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 0, 0)
         total, error = add_compensated(total, error, sums)
     at = program.to(tl.int64) * SLOTS
     tl.store(counts_ptr + at + slots, counts)
@@ -251,11 +251,11 @@ def _cross_entropy_gradient_kernel(
 @triton.jit(do_not_specialize=["n"])
 def _cross_entropy_weigh_kernel(slot_ptr, loss_ptr, coefficients_ptr, n, BLOCK: tl.constexpr):
     """Multiplies the losses of the rows by their coefficients, in place."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
-    loss = load_tile(loss_ptr, start, n, lane)
-    coefficient = tl.load(coefficients_ptr + load_tile(slot_ptr, start, n, lane))
-    store_tile(loss_ptr, start, n, lane, tl.where(loss != 0, coefficient * loss, 0.0))
+    loss = load_tile(loss_ptr, tile, n, lane)
+    coefficient = tl.load(coefficients_ptr + load_tile(slot_ptr, tile, n, lane))
+    store_tile(loss_ptr, tile, n, lane, tl.where(loss != 0, coefficient * loss, 0.0))
 
 
 class CrossEntropyRows:

@@ -22,16 +22,17 @@ from ..options import Options
 from ..population import Level
 from . import grids
 from .numerics import (
+    add_log1p_small,
     cross_entropy_terms,
     exp_nonpositive,
-    log1p_small,
     log1p_unit,
+    negative_terms,
     reciprocal,
     reciprocal_small,
     sigmoid_pair,
     unit_region,
 )
-from .tiles import add_by_region, add_compensated, is_plain, load_target, load_tile, load_weight, store_tile
+from .tiles import add_by_region, add_compensated, is_plain, load_fp32, load_target, load_tile, load_weight, store_tile
 
 FLUSH = 16  # tiles added in plain fp32 before the compensated sum takes them
 
@@ -72,6 +73,7 @@ def _ghmc_accumulate_kernel(
     tiles = (n - 1) // BLOCK + 1
     lane = tl.arange(0, BLOCK)
     slot = tl.arange(0, SLOTS)
+    VECTOR: tl.constexpr = 128 // input_ptr.dtype.element_ty.primitive_bitwidth
     counts = tl.zeros([SLOTS], tl.int32)
     total = tl.zeros([SLOTS], tl.float32)
     error = tl.zeros([SLOTS], tl.float32)
@@ -80,28 +82,28 @@ def _ghmc_accumulate_kernel(
         easy_count = 0
         sums = tl.zeros([SLOTS], tl.float32)
         for tile in range(first, tl.minimum(first + programs * FLUSH, tiles), programs):
-            start = tl.cast(tile, tl.int64) * BLOCK
-            x = load_tile(input_ptr, start, n, lane).to(tl.float32)
+            x = load_fp32(input_ptr, tile, n, lane)
             plain = is_plain(
-                target_ptr, weight_ptr, start, n, lane, COLUMNS, ANCHORS, CLASS_INDEX, ANCHOR_WEIGHT, ELEMENT_WEIGHT
+                target_ptr, weight_ptr, tile, n, lane, COLUMNS, ANCHORS, CLASS_INDEX, ANCHOR_WEIGHT, ELEMENT_WEIGHT
             )
             outside = tl.max(tl.where(x < easy_below, 0, 1))
             if plain & (outside == 0):
                 if BINS >= 29:
-                    easy_loss += log1p_small(exp_nonpositive(x))
+                    easy_loss = add_log1p_small(easy_loss, exp_nonpositive(x))
                 else:
                     easy_loss += log1p_unit(exp_nonpositive(x))
                 easy_count += BLOCK
             else:
-                target = tl.zeros([BLOCK], tl.float32)
-                weight = target + 1.0
-                if not plain:
-                    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
-                    target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
-                loss, residual = cross_entropy_terms(x, target)
-                region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
+                if plain:
+                    loss, norm = negative_terms(x)
+                    region = tl.where(x == x, unit_region(norm, BINS, AT_EDGES), BINS)
+                else:
+                    weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+                    target = load_target(target_ptr, tile, n, lane, COLUMNS, CLASS_INDEX)
+                    loss, residual = cross_entropy_terms(x, target)
+                    region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
                 easy_loss += tl.where(region == 0, loss, 0.0)
-                counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 1)
+                counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 1, VECTOR)
         counts += tl.where(slot == 0, easy_count, 0)
         sums += tl.where(slot == 0, tl.sum(easy_loss), 0.0)
         total, error = add_compensated(total, error, sums)
@@ -131,16 +133,16 @@ def _ghmc_gradient_kernel(
     ANCHORS: tl.constexpr,
 ):
     """output = coefficient_j * (p - t) * grad, one tile per program. grad: one number, or one per element."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
     lane = tl.arange(0, BLOCK)
-    x = load_tile(input_ptr, start, n, lane).to(tl.float32)
+    if not ELEMENT_GRAD:
+        grad = tl.load(grad_ptr)
+    tile = tl.program_id(0)
+    x = load_fp32(input_ptr, tile, n, lane)
     plain = is_plain(
-        target_ptr, weight_ptr, start, n, lane, COLUMNS, ANCHORS, CLASS_INDEX, ANCHOR_WEIGHT, ELEMENT_WEIGHT
+        target_ptr, weight_ptr, tile, n, lane, COLUMNS, ANCHORS, CLASS_INDEX, ANCHOR_WEIGHT, ELEMENT_WEIGHT
     )
     if ELEMENT_GRAD:
-        grad = load_tile(grad_ptr, start, n, lane)
-    else:
-        grad = tl.load(grad_ptr)
+        grad = load_tile(grad_ptr, tile, n, lane)
     if plain & (tl.max(tl.where(x < easy_below, 0, 1)) == 0):
         e = exp_nonpositive(x)
         if BINS >= 29:
@@ -152,15 +154,15 @@ def _ghmc_gradient_kernel(
         p, q, _ = sigmoid_pair(x)
         residual = p
         if not plain:
-            weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
-            target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+            weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+            target = load_target(target_ptr, tile, n, lane, COLUMNS, CLASS_INDEX)
             residual = (1.0 - target) * p - target * q
             residual = tl.where(weight > 0, residual, 0.0)
         coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(residual), BINS, AT_EDGES))
         output = residual * coefficient * grad
     if ELEMENT_GRAD:  # that of an ignored element may be inf or NaN
         output = tl.where(residual != 0, output, 0.0)
-    store_tile(output_ptr, start, n, lane, output)
+    store_tile(output_ptr, tile, n, lane, output)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -181,15 +183,15 @@ def _ghmc_weigh_kernel(
     BLOCK: tl.constexpr,
 ):
     """output = coefficient_j * CE(x, t), fp32, 0 where ignored: the loss before its reduction."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
-    x = load_tile(input_ptr, start, n, lane).to(tl.float32)
-    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
-    target = load_target(target_ptr, start, n, lane, COLUMNS, CLASS_INDEX)
+    x = load_fp32(input_ptr, tile, n, lane)
+    weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+    target = load_target(target_ptr, tile, n, lane, COLUMNS, CLASS_INDEX)
     loss, residual = cross_entropy_terms(x, target)
     region = _region_of(residual, weight, BINS, SLOTS, AT_EDGES)
     coefficient = tl.load(coefficients_ptr + region)
-    store_tile(output_ptr, start, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
+    store_tile(output_ptr, tile, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
 
 
 @functools.cache
@@ -211,7 +213,7 @@ def accumulate_ghmc(level: Level, counts: torch.Tensor, sums: torch.Tensor, prog
         _easy_below(options.bins),
         SLOTS=counts.shape[1],
         CLASS_INDEX=level.class_index,
-        ANCHORS=grids.touched_anchors(level, grids.ACCUMULATE),
+        ANCHORS=grids.touched_anchors(level, grids.ACCUMULATE, grids.LANES),
         FLUSH=FLUSH,
         **grids.specialize(level, options, grids.ACCUMULATE),
     )
@@ -230,7 +232,7 @@ def gradient_ghmc(
         _easy_below(options.bins),
         CLASS_INDEX=level.class_index,
         ELEMENT_GRAD=grad.shape == level.input.shape,
-        ANCHORS=grids.touched_anchors(level, grids.ACCUMULATE),
+        ANCHORS=grids.touched_anchors(level, grids.ACCUMULATE, 1),
         **grids.specialize(level, options, grids.ACCUMULATE),
     )
 

@@ -19,14 +19,12 @@ from ..options import Options
 from ..population import Level
 from . import grids
 from .numerics import asl1_terms, unit_region
-from .tiles import add_by_region, add_compensated, load_tile, load_weight, store_tile
+from .tiles import add_by_region, add_compensated, load_fp32, load_tile, load_weight, store_tile
 
 
 @triton.jit
-def _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared):
-    difference = load_tile(input_ptr, start, n, lane).to(tl.float32) - load_tile(target_ptr, start, n, lane).to(
-        tl.float32
-    )
+def _load_terms(input_ptr, target_ptr, tile, n, lane, mu, mu_squared):
+    difference = load_fp32(input_ptr, tile, n, lane) - load_fp32(target_ptr, tile, n, lane)
     return asl1_terms(difference, mu, mu_squared)
 
 
@@ -56,21 +54,21 @@ def _ghmr_accumulate_kernel(
     program = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     slot = tl.arange(0, SLOTS)
+    VECTOR: tl.constexpr = 128 // input_ptr.dtype.element_ty.primitive_bitwidth
     counts = tl.zeros([SLOTS], tl.int32)
     total = tl.zeros([SLOTS], tl.float32)
     error = tl.zeros([SLOTS], tl.float32)
     for tile in range(program, (n - 1) // BLOCK + 1, tl.num_programs(0)):
-        start = tl.cast(tile, tl.int64) * BLOCK
-        weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+        weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
         sums = tl.zeros([SLOTS], tl.float32)
         if SUM_WEIGHTS:
             sums += tl.where(slot == SLOTS - 1, tl.sum(tl.where(weight == weight, weight, 0.0)), 0.0)
         if tl.max(tl.where(weight > 0, 1, 0)) > 0:
-            loss, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
+            loss, slope = _load_terms(input_ptr, target_ptr, tile, n, lane, mu, mu_squared)
             region = unit_region(tl.abs(slope), BINS, AT_EDGES)
             region = tl.where(slope == slope, region, BINS)
             region = tl.where(weight > 0, region, SLOTS - 1)
-            counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 0)
+            counts, sums = add_by_region(region, loss, counts, sums, BINS, SLOTS, 0, VECTOR)
         total, error = add_compensated(total, error, sums)
     row = program.to(tl.int64) * SLOTS
     tl.store(counts_ptr + row + slot, counts)
@@ -97,19 +95,19 @@ def _ghmr_gradient_kernel(
     BLOCK: tl.constexpr,
 ):
     """output = coefficient_j * d / sqrt(d^2 + mu^2) * grad, one tile per program; grad: one number, or one each."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
-    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+    weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
     output = tl.zeros([BLOCK], tl.float32)
     if tl.max(tl.where(weight > 0, 1, 0)) > 0:
-        _, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
+        _, slope = _load_terms(input_ptr, target_ptr, tile, n, lane, mu, mu_squared)
         coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(slope), BINS, AT_EDGES))
         if ELEMENT_GRAD:
-            grad = load_tile(grad_ptr, start, n, lane)
+            grad = load_tile(grad_ptr, tile, n, lane)
         else:
             grad = tl.load(grad_ptr)
         output = tl.where((weight > 0) & (slope != 0), slope * coefficient * grad, 0.0)
-    store_tile(output_ptr, start, n, lane, output)
+    store_tile(output_ptr, tile, n, lane, output)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -130,12 +128,12 @@ def _ghmr_weigh_kernel(
     BLOCK: tl.constexpr,
 ):
     """output = coefficient_j * ASL1(d), fp32, 0 where ignored: the loss before its reduction."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
-    weight = load_weight(weight_ptr, start, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
-    loss, slope = _load_terms(input_ptr, target_ptr, start, n, lane, mu, mu_squared)
+    weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
+    loss, slope = _load_terms(input_ptr, target_ptr, tile, n, lane, mu, mu_squared)
     coefficient = tl.load(coefficients_ptr + unit_region(tl.abs(slope), BINS, AT_EDGES))
-    store_tile(output_ptr, start, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
+    store_tile(output_ptr, tile, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
 
 
 def accumulate_ghmr(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:

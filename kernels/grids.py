@@ -12,7 +12,7 @@ from ..population import Level
 from ..regions import floor_misses_edges
 
 LANES = 64 if torch.version.hip else 32
-PROGRAMS_PER_SM = 20  # of 32 threads and up to 96 registers: all are resident at once
+PROGRAMS_PER_SM = 16  # of 32 threads and up to 128 registers: all are resident at once
 
 
 class Tile(NamedTuple):
@@ -62,10 +62,10 @@ def specialize(level: Level, options: Options, tile: Tile) -> dict:
     )
 
 
-def touched_anchors(level: Level, tile: Tile) -> int:
-    """A power of two, at least the number of anchors that a tile can touch."""
+def touched_anchors(level: Level, tile: Tile, least: int) -> int:
+    """A power of two, at least `least` and the number of anchors that a tile can touch."""
     whole = tile.block % level.columns == 0
-    return triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2))
+    return max(least, triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2)))
 
 
 class RowTile(NamedTuple):

@@ -3,7 +3,7 @@
     exp_nonpositive(x) = exp(x),       x <= 0         relative error below 2e-7; 1 at 0, and 0 below -88
     log1p_unit(e)      = log(1 + e),   0 <= e <= 1    relative error below 2e-7
     log_from_1(u)      = log(u),       1 <= u         relative error below 2e-7
-    log1p_small(e)     = log(1 + e),   0 <= e <= 1/28 relative error below 2e-7
+    add_log1p_small(s, e) = s + log(1 + e), 0 <= e <= 1/28, the logarithm with a relative error below 2e-7
     reciprocal(1 + e)  = 1 / (1 + e),  0 <= e <= 1    relative error below 2e-7; 1/2 at 1
     reciprocal_small(e) = 1 / (1 + e), 0 <= e <= 1/28 relative error below 2e-7
 
@@ -61,11 +61,14 @@ def log_from_1(u):
 
 
 @triton.jit
-def log1p_small(e):
-    """log1p_unit for the easy negatives of 29 or more regions, whose e = g / (1 - g) is at most 1/28."""
+def add_log1p_small(total, e):
+    """total + log(1 + e) for the easy negatives of 29 or more regions, whose e = g / (1 - g) is at most 1/28.
+
+    One fma: the compiler would move the addition behind the branch of the easy tiles, away from the multiplication.
+    """
     p = 0.33304634370947 - 0.23629057944963 * e
     p = p * e - 0.49999838919436
-    return (p * e + 1.0) * e
+    return tl.fma(p * e + 1.0, e, total)
 
 
 @triton.jit
@@ -95,6 +98,15 @@ def sigmoid_pair(x):
     p = tl.where(x >= 0, larger, smaller)
     q = tl.where(x >= 0, smaller, larger)
     return p, q, log1p_unit(e)
+
+
+@triton.jit
+def negative_terms(x):
+    """(CE(x, 0), its derivative p) = (softplus(x), sigmoid(x)). For NaN the loss is NaN and p some number."""
+    e = exp_nonpositive(-tl.abs(x))
+    larger = reciprocal(1.0 + e)
+    p = tl.where(x >= 0, larger, e * larger)
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + log1p_unit(e), p
 
 
 @triton.jit
