@@ -4,7 +4,7 @@ There are two paths to one derivative:
 
 - Compiled and exported graphs call the operators, whose derivative `_register` registers.
 - A plain call goes through an autograd.Function (`_Loss`). torch.func does not support the derivatives of
-  `torch.library.register_autograd`, or not when nested (pytorch issues 168393, 170834, 179652). Once the oldest
+  `torch.library.register_autograd`, at least not when nested (pytorch issues 168393, 170834, 179652). Once the oldest
   supported PyTorch does, delete `_Loss` and call `_run` instead.
 """
 
@@ -23,13 +23,13 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 def differentiable_loss(
     population: Population, running_counts: Tensor | None, options: Options, *, triton: bool
 ) -> list[Tensor]:
-    """[loss], or the losses of each level for reduction "none"; running_counts is updated in place."""
+    """Return [loss], or the losses of each level for reduction "none". Update running_counts in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     inputs, targets, weights = population
     targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    options = replaced(options, grad=wanted or _transformed())
+    requires_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    options = replaced(options, grad=requires_grad or _transformed())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
@@ -42,9 +42,9 @@ def differentiable_loss(
 
 
 def _transformed() -> bool:
-    """Whether `requires_grad` of the tensors does not tell if a gradient is wanted.
+    """Whether a gradient may be needed although no tensor has `requires_grad`.
 
-    A graph that is made of this call outlives it. Under nested transforms of torch.func only the innermost level shows.
+    A graph that is traced from this call outlives it. Nested transforms of torch.func show only the innermost level.
     """
     if torch.compiler.is_compiling():
         return _is_exporting()
@@ -58,7 +58,7 @@ def _losses(options: Options, count: int) -> int:
 
 
 def _for_kernels(tensor: Tensor) -> Tensor:
-    """Contiguous, with bool as uint8: kernels would read True as -1."""
+    """Return the tensor contiguous, with bool as uint8: kernels would read True as -1."""
     tensor = tensor.contiguous()
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
@@ -68,7 +68,7 @@ def _split(tensors, count: int) -> Population:
 
 
 def _run(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
-    """The losses of the operator, followed by the tensors that its gradient needs."""
+    """Return the losses of the operator, followed by the tensors that its gradient needs."""
     operator = torch.ops.ghm_triton.triton_loss if triton else torch.ops.ghm_triton.eager_loss
     outputs = operator(*_split(tensors, count), running_counts, *options)
     if running_counts is not None and options.update:
@@ -78,7 +78,7 @@ def _run(triton: bool, options: Options, running_counts: Tensor | None, count: i
 
 
 def _remember(ctx, triton: bool, options: Options, population: Population, outputs) -> None:
-    """Save the gradients up to the incoming factor (eager), or what the kernels kept and the inputs (Triton)."""
+    """Save the gradients without the incoming factor (eager), or the inputs and what the kernels kept (Triton)."""
     ctx.triton, ctx.options, ctx.count = triton, options, len(population.inputs)
     ctx.dtypes = [tensor.dtype for tensor in population.inputs + population.targets]
     ctx.set_materialize_grads(False)
@@ -91,8 +91,8 @@ def _remember(ctx, triton: bool, options: Options, population: Population, outpu
         ctx.save_for_backward(*outputs[first : first + ctx.count])
 
 
-def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
-    """The gradients of the inputs, then of the targets. That of a GHM-R target is the negative of its input's."""
+def _gradients(ctx, factors, needs_grad: list[bool]) -> list[Tensor | None]:
+    """Return the gradients of the inputs, then of the targets. For GHM-R, the latter are the negatives."""
     options, count = ctx.options, ctx.count
     factors = factors[: _losses(options, count)]
     found = [None] * (2 * count)
@@ -101,14 +101,14 @@ def _gradients(ctx, factors, wanted: list[bool]) -> list[Tensor | None]:
     saved = ctx.saved_tensors  # read once: each access may run saved-tensor hooks, such as those of checkpointing
     if ctx.triton:
         population = _split(saved[ctx.kept :], count)
-        grads = _by_kernels(factors, population, list(saved[: ctx.kept]), options, any(wanted[count:]))
+        grads = _by_kernels(factors, population, list(saved[: ctx.kept]), options, any(needs_grad[count:]))
     else:
         factors = factors if options.unreduced else factors * count
         grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors, strict=True)]
     for i, grad in enumerate(grads):
-        if wanted[i]:
+        if needs_grad[i]:
             found[i] = grad.to(ctx.dtypes[i])
-        if wanted[count + i] and options.loss == "ghmr":
+        if needs_grad[count + i] and options.loss == "ghmr":
             found[count + i] = grad.neg().to(ctx.dtypes[count + i])
     if torch.is_grad_enabled():  # create_graph=True
         found = [grad if grad is None else _Once.apply(grad, saved[0]) for grad in found]
@@ -145,14 +145,14 @@ def _by_kernels(factors, population: Population, kept: list[Tensor], options: Op
 
 
 def _batched(factor: Tensor) -> bool:
-    """Whether `is_grads_batched=True` has stacked it. Its vmap has no rule for an operator that returns a list."""
+    """Whether `is_grads_batched=True` stacked the factor. Its vmap has no rule for operators that return a list."""
     if torch.compiler.is_compiling():
         return False
     return "Batched" in str(torch._C._dispatch_keys(factor)).replace("FuncTorchBatched", "")
 
 
 class _Loss(torch.autograd.Function):
-    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights) returns as `_run`."""
+    """apply(triton, options, running_counts, number of levels, *inputs, *targets, *weights) returns like `_run`."""
 
     generate_vmap_rule = True
 
@@ -167,9 +167,9 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *factors):
-        wanted = ctx.needs_input_grad[4:]
-        found = _gradients(ctx, factors, wanted[: 2 * ctx.count])
-        return None, None, None, None, *found, *[None] * (len(wanted) - len(found))
+        needs_grad = ctx.needs_input_grad[4:]
+        found = _gradients(ctx, factors, needs_grad[: 2 * ctx.count])
+        return None, None, None, None, *found, *[None] * (len(needs_grad) - len(found))
 
 
 class _Once(torch.autograd.Function):

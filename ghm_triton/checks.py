@@ -1,4 +1,7 @@
-"""Checks of arguments. Each error names the argument, what was expected and what was given. ghm_triton.layout checks tensors."""
+"""Checks of arguments. Each error names the argument, what was expected, and what was given.
+
+ghm_triton.layout checks the tensors.
+"""
 
 import math
 import operator

@@ -1,7 +1,7 @@
-"""The tensors of a call: checked against one another, and laid out as the backends take them.
+"""Check the tensors of a call against one another, and bring them into the layout that the backends take.
 
 Backends take levels of any shape with the classes last (GHM-C, GHM-R), or logits [A, C] or [A, C, S] (GHM cross
-entropy). Nothing is copied that already lies so.
+entropy). Tensors that already have this layout are not copied.
 """
 
 import math
@@ -63,7 +63,7 @@ def restore_layout(losses: list[Tensor], input, options: Options) -> Tensor | tu
 
 
 def _lay_out_level(x: Tensor, target: Tensor, mask: Tensor | None, options: Options, names: Names):
-    """(input, target, mask or None) with the classes last."""
+    """Return (input, target, mask or None) with the classes last."""
     at = _class_dim(x, options, names.input)
     check_device(names.target, target, names.input, x.device)
     _check_number_type(names.target, target)
@@ -82,7 +82,7 @@ def _lay_out_level(x: Tensor, target: Tensor, mask: Tensor | None, options: Opti
 
 
 def _class_dim(x: Tensor, options: Options, name: str) -> int:
-    """The dimension of the classes, counted from the front."""
+    """Return the dimension of the classes, counted from the front."""
     dims = max(1, x.dim())
     given = -1 if options.class_dim is None else options.class_dim
     if not -dims <= given < dims:
@@ -91,7 +91,7 @@ def _class_dim(x: Tensor, options: Options, name: str) -> int:
 
 
 def _class_target(target: Tensor, x: Tensor, at: int, rows, options: Options, names: Names) -> Tensor:
-    """Class indices [*rows], or one value per element."""
+    """Return class indices [*rows], or one value per element."""
     if target.shape == x.shape:
         return target
     whole = not target.is_floating_point() and target.dtype != torch.bool
@@ -138,7 +138,7 @@ def _boxes(target: Tensor, x: Tensor, names: Names) -> Tensor:
 
 
 def _lay_out_mask(mask: Tensor, x: Tensor, at: int, rows, options: Options, names: Names) -> Tensor:
-    """[*rows], or the shape of x."""
+    """Return the mask with the shape [*rows] or that of x."""
     check_device(names.mask, mask, names.input, x.device)
     if options.variant == "mmdet":
         _check_number_type(names.mask, mask)
@@ -163,7 +163,7 @@ def _fits(shape, whole) -> bool:
 
 
 def _without(ignore_index: int, target: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The mask without the elements, or the rows, whose target is `ignore_index`."""
+    """Return the mask without the elements, or the rows, whose target is `ignore_index`."""
     if not target.is_floating_point() and target.dtype != torch.bool:
         limits = torch.iinfo(target.dtype)
         if not limits.min <= ignore_index <= limits.max:
@@ -177,7 +177,7 @@ def _without(ignore_index: int, target: Tensor, mask: Tensor | None) -> Tensor |
 
 
 def lay_out_rows(input, target, options: Options) -> tuple[Population, tuple[int, ...]]:
-    """Lay out the arguments of GHM cross entropy. Returns the population, and the shape of the class indices."""
+    """Lay out the arguments of GHM cross entropy. Return the population and the shape of the class indices."""
     check_dense("input", input)
     check_floats("input", input)
     at = min(1, input.dim() - 1)
@@ -218,12 +218,12 @@ def _check_indices(target: Tensor, input: Tensor, rows: tuple[int, ...]) -> None
 
 
 def _has_channel(target: Tensor, rows: tuple[int, ...]) -> bool:
-    """Whether the labels have a channel dimension of one, as MONAI's and nnU-Net's have."""
+    """Whether the labels have a channel dimension of size 1, like those of MONAI and nnU-Net."""
     return target.dim() > 1 and target.shape[1] == 1 and target.shape[:1] + target.shape[2:] == rows
 
 
 def _in_rows(input: Tensor, target: Tensor, at: int) -> Population:
-    """The logits as [A, C] or [A, C, S], the target to match. at: the dimension of the classes."""
+    """Return the logits as [A, C] or [A, C, S] and a target that matches. at: the dimension of the classes."""
     classes = input.shape[at]
     probabilities = input.dim() == target.dim()
     classes_last = input.movedim(at, -1)
@@ -237,7 +237,7 @@ def _in_rows(input: Tensor, target: Tensor, at: int) -> Population:
 
 
 def _levels(name: str, value, input=None, count: int | None = None, of: str = "") -> list[Tensor]:
-    """`value` as a list of levels: as many as `input`, whose name is `of`, has."""
+    """Return `value` as a list with as many levels as `input`, whose name is `of`."""
     of_levels = isinstance(value, (tuple, list))
     if count is not None and of_levels != isinstance(input, (tuple, list)):
         expected = f"a list of {count} tensors" if not of_levels else "a tensor"

@@ -146,7 +146,7 @@ class Rows:
         return self.counts[first:], self.sums[first:]
 
 
-def harmonize(
+def launch_harmonize(
     rows: Rows, running_counts: torch.Tensor | None, options: Options, *, sum_weights: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(loss [], coefficients [slots], both fp32; new running_counts if there are any and `update`).

@@ -11,7 +11,7 @@ from . import grids
 from .cross_entropy import CrossEntropyRows, accumulate_cross_entropy, gradient_cross_entropy, weigh_cross_entropy
 from .ghmc import accumulate_ghmc, gradient_ghmc, weigh_ghmc
 from .ghmr import accumulate_ghmr, gradient_ghmr, weigh_ghmr
-from .harmonize import Rows, harmonize
+from .harmonize import Rows, launch_harmonize
 
 _ACCUMULATE = {"ghmc": accumulate_ghmc, "ghmr": accumulate_ghmr}
 _WEIGH = {"ghmc": weigh_ghmc, "ghmr": weigh_ghmr}
@@ -29,7 +29,7 @@ def launch_loss(population: Population, running_counts: torch.Tensor | None, opt
         if options.loss == "cross_entropy":
             return _launch_cross_entropy(*population.levels(), running_counts, options)
         rows = accumulate(population, options)
-        loss, coefficients, state = harmonize(rows, running_counts, options, sum_weights=sum_weights)
+        loss, coefficients, state = launch_harmonize(rows, running_counts, options, sum_weights=sum_weights)
         losses = _weigh(population, coefficients, options) if options.unreduced else [loss]
     return losses + [coefficients] + ([] if state is None else [state])
 
@@ -40,7 +40,7 @@ def _launch_cross_entropy(level: Level, running_counts: torch.Tensor | None, opt
     rows = Rows(level.input, [programs], options.bins)
     if programs:
         accumulate_cross_entropy(level, of_rows, rows.counts, rows.sums, options)
-    loss, coefficients, state = harmonize(rows, running_counts, options, sum_weights=False)
+    loss, coefficients, state = launch_harmonize(rows, running_counts, options, sum_weights=False)
     if options.unreduced:
         loss = weigh_cross_entropy(of_rows, coefficients)
     return [loss, coefficients, *of_rows.kept] + ([] if state is None else [state])

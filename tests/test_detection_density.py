@@ -13,7 +13,7 @@ from ghm_triton.detection import harmonize
 from ghm_triton.detection.data.digit_scenes import DigitScenes
 from ghm_triton.detection.models.small import small_retinanet
 from ghm_triton.detection.training import curves
-from ghm_triton.detection.training.density import (
+from ghm_triton.detection.training.density_figure import (
     Seen,
     _see,
     draw_counts,
@@ -39,7 +39,7 @@ def test_counts_and_shares_follow_the_definition():
     for g, is_positive in zip(norm.flatten().tolist(), positive.flatten().tolist()):
         region = min(int(g * 5), 4)
         expected[region, int(is_positive)] += g * density.weights[region].item()
-    torch.testing.assert_close(seen.shares(weighted=True), 100 * expected / expected.sum())
+    torch.testing.assert_close(seen.percentages(weighted=True), 100 * expected / expected.sum())
     # The batch is all that the loss has seen: the weighted sum of the elements is their number.
     assert (seen.counts * seen.weights).sum().item() == pytest.approx(150, rel=1e-5)
 
@@ -49,8 +49,8 @@ def test_without_a_density_the_batch_is_counted():
     for loss in (None, GHMRLoss(momentum=0.0)):
         seen = _see(loss, norm, torch.ones(5, dtype=torch.bool), 10, "box coordinates")
         assert seen.counts.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2] and seen.weights is None
-        assert seen.shares(weighted=True).sum().item() == pytest.approx(100)
-        assert torch.equal(seen.shares(weighted=True), seen.shares(weighted=False))
+        assert seen.percentages(weighted=True).sum().item() == pytest.approx(100)
+        assert torch.equal(seen.percentages(weighted=True), seen.shares(weighted=False))
 
 
 def test_an_empty_region_has_no_weight():
@@ -63,7 +63,7 @@ def test_an_empty_region_has_no_weight():
     norm = torch.full((10,), 0.12)
     seen = _see(loss, norm, torch.zeros(10, dtype=torch.bool), 30, "logits")
     assert seen.weights.tolist() == pytest.approx([0.25, 0, 0, 0])
-    assert seen.shares(weighted=True)[:, 0].tolist() == pytest.approx([100, 0, 0, 0])
+    assert seen.percentages(weighted=True)[:, 0].tolist() == pytest.approx([100, 0, 0, 0])
 
 
 def test_observing_leaves_the_training_as_it_is(tmp_path):
@@ -110,7 +110,7 @@ def test_panels_have_plain_ticks_room_above_and_no_falls_at_the_ends():
     assert counts.get_ylim() == (0, 10_000) and weight.get_ylim() == pytest.approx((0.1, 10))
     (outline,) = weight.patches
     assert outline.get_path().vertices[0].tolist() == pytest.approx([0, 0.7])
-    assert gradient.get_ylim()[1] > seen.shares(weighted=False).sum(dim=1).max()
+    assert gradient.get_ylim()[1] > seen.percentages(weighted=False).sum(dim=1).max()
 
 
 def test_losses_are_drawn_between_the_evaluations(tmp_path, monkeypatch):

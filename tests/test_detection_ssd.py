@@ -18,7 +18,7 @@ from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ghm_triton.detection import digits, harmonize, train
 from ghm_triton.detection.losses import LossOptions, use_losses
 from ghm_triton.detection.models.builder import build_model
-from ghm_triton.detection.training.density import observe
+from ghm_triton.detection.training.density_figure import observe
 
 NAME = "ssdlite320_mobilenet_v3_large"
 LABELS = torch.tensor([[1, 0, 3, 0, 1], [0] * 5, [0, 0, 0, 4, 0]])  # of the anchors below; 0: background

@@ -123,7 +123,7 @@ def test_a_process_group_folds_in_two_stages(rows, monkeypatch, device):
     results = []
     for group in (None, "all"):
         options = Options(loss="ghmc", bins=30, exponent=1.0, group=group)
-        results.append(harmonize.harmonize(table, None, options, sum_weights=False)[:2])
+        results.append(harmonize.launch_harmonize(table, None, options, sum_weights=False)[:2])
     for alone, shared in zip(*results):
         assert_close(shared, alone.cpu(), LOSS, 0.0)
     limit = harmonize.FOLD_TILE // 32

@@ -28,7 +28,7 @@ from .models.small import SmallBackbone, small_retinanet
 from .predict import predict
 from .pretrain import STEPS, pretrain
 from .training.curves import draw_ap
-from .training.density import draw_counts, draw_gradient, draw_weights, observe
+from .training.density_figure import draw_counts, draw_gradient, draw_weights, observe
 from .training.drawing import draw_objects
 from .training.engine import train_one_cycle
 from .training.evaluation import average_precision, detect

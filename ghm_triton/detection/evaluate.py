@@ -31,12 +31,12 @@ def evaluate(
     """Evaluate a checkpoint on a data set.
 
     Returns:
-        COCO's twelve metrics; a dict of "id", "name", "AP" and "AP50" per category; and the detections in COCO's result
-        format. A metric is -1 where there are no objects.
+        COCO's twelve metrics; a dict of "id", "name", "AP" and "AP50" per category; and the detections in COCO's
+        result format. A metric is -1 where there are no objects.
 
     Raises:
-        OSError, ValueError: The checkpoint or the data set is missing or invalid, or the data set has categories that the
-            model was not trained on.
+        OSError, ValueError: The checkpoint or the data set is missing or invalid, or the data set has other categories
+            than the checkpoint.
     """
     model, categories = build_from(load_checkpoint(checkpoint))
     data = CocoBoxes(annotations, images, category_ids=[category["id"] for category in categories])

@@ -28,7 +28,7 @@ from .heads import harmonize
 from .models.builder import build_from
 from .text import counted
 from .training.checkpoint import load_checkpoint
-from .training.density import Recorder
+from .training.density_figure import Recorder
 
 _PER_IMAGE = 2
 _CANDIDATES = 50  # per image; most of these anchors overlap one another
@@ -77,7 +77,7 @@ class _Probe:
         self.model.anchor_generator.register_forward_hook(lambda part, given, output: self.seen.update(anchors=output))
 
     def look(self, items: list[tuple[Tensor, dict]]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Return scores [images, anchors, classes], labels, which anchors count, and per image the anchors (xyxy, pixels)."""
+        """Return scores [images, anchors, classes], labels, which anchors count, and their boxes per image."""
         place = next(self.model.parameters()).device
         images = [image.to(place) for image, _ in items]
         targets = [{name: target[name].to(place) for name in ("boxes", "labels")} for _, target in items]

@@ -156,9 +156,9 @@ def use_losses(model: RetinaNet | FCOS | SSD, options: LossOptions, *, sync: boo
     Args:
         model: A RetinaNet, FCOS or SSD of torchvision.
         options: The losses.
-        sync: Take the densities over all processes of torch.distributed, which must be initialized first. The losses are
-            scaled so that the mean of the gradients over the processes, which DistributedDataParallel computes, equals
-            the gradient of one process with the whole batch.
+        sync: Take the densities over all processes of torch.distributed, which must be initialized first. The losses
+            are scaled so that the mean of the gradients over the processes, which DistributedDataParallel computes,
+            equals the gradient of one process with the whole batch.
 
     Raises:
         ValueError: A box loss or its factor is given for an FCOS, or "focal" or "ce" for an SSD.

@@ -35,8 +35,8 @@ def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshol
         threshold: Minimum score, 0 to 1.
 
     Returns:
-        The objects, and the picture with the objects drawn, enlarged if it is small. An object is a dict of "category_id",
-        "category", "score" and "bbox" ([left, top, width, height] in pixels of `image`).
+        The objects, and the picture with the objects drawn, enlarged if it is small. An object is a dict of
+        "category_id", "category", "score" and "bbox" ([left, top, width, height] in pixels of `image`).
     """
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def predict(model: nn.Module, categories: list[dict], image: Tensor, *, threshol
 
 
 def output_names(paths: Sequence[str]) -> list[str]:
-    """Return a name per image: its file name without the extension, numbered if an earlier image has the same name."""
+    """Return a name per image: its file name without the extension, numbered if the name is already taken."""
     names = []
     for path in paths:
         stem = pathlib.Path(path).stem
@@ -63,7 +63,7 @@ def output_names(paths: Sequence[str]) -> list[str]:
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """Return the paths with each folder replaced by the images in it, sorted by name. Subfolders are skipped.
+    """Return the paths, with each folder replaced by the images in it, sorted by name. Subfolders are skipped.
 
     Raises:
         OSError: A folder cannot be read, or holds no images.
@@ -81,7 +81,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the prediction. Return 1 if the checkpoint or an image cannot be read; the other images are still processed."""
+    """Run the prediction. Return 1 if the checkpoint or an image cannot be read, after the other images are done."""
     parser = command_parser("ghm_triton.detection.predict", __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint.pt of a training")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of images")

@@ -5,7 +5,7 @@
     levels.py                            the parts that the levels of all losses share
 
 There are two passes. The first counts the elements of each region. The counts of all levels give one coefficient per
-region, with which the second pass weighs losses and gradients. ghm_triton.kernels has the same layout. The arguments
+region, by which the second pass multiplies losses and gradients. ghm_triton.kernels has the same layout. The arguments
 are already checked.
 """
 
@@ -18,7 +18,7 @@ from ..population import Population
 from .cross_entropy import CrossEntropyLevel
 from .ghmc import measure_ghmc
 from .ghmr import measure_ghmr
-from .harmonize import harmonize
+from .harmonize import compute_coefficients
 from .targets import check_population as check_population
 
 _MEASURES = {"ghmc": measure_ghmc, "ghmr": measure_ghmr, "cross_entropy": CrossEntropyLevel}
@@ -26,9 +26,9 @@ _MEASURES = {"ghmc": measure_ghmc, "ghmr": measure_ghmr, "cross_entropy": CrossE
 
 @torch.no_grad()
 def compute_loss(population: Population, running_counts: Tensor | None, options: Options) -> list[Tensor]:
-    """[loss], or the losses of each level for "none"; then d loss / d input of each level if `grad`; then the new
-    running_counts if there are any and `update`.
+    """Compute [loss], or the losses of each level for "none".
 
+    If `grad`, d loss / d input of each level follows. If there are running_counts and `update`, the new ones are last.
     Losses and gradients are fp32, or fp64 for fp64 inputs.
     """
     measure = _MEASURES[options.loss]
@@ -38,9 +38,9 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
     total = _sum_of_weights(population) if by_weight else counts[: options.bins + 1].sum()
     numbers = torch.cat([counts[: options.bins], total[None]])
     density, total = all_reduce(numbers, options.group).split([options.bins, 1])
-    coefficients, state = harmonize(density, total[0], running_counts, options)
+    coefficients, state = compute_coefficients(density, total[0], running_counts, options)
     coefficients = coefficients.to(levels[0].dtype)
-    results = [level.weigh(coefficients) for level in levels]
+    results = [level.scale(coefficients) for level in levels]
     losses = [loss for loss, _ in results]
     if options.unreduced:
         losses = [torch.empty_like(loss).copy_(loss) for loss in losses]  # views could not be changed in place

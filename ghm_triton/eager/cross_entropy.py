@@ -48,7 +48,7 @@ class CrossEntropyLevel(MeasuredLevel):
             self._measure(*part)
 
     def _parts(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """(index into the logits, index into the rows) of parts, so that temporaries stay small."""
+        """Yield (index into the logits, index into the rows) of parts, so that temporaries stay small."""
         outer, inner = self.shape[0], self.shape[2:].numel()
         most = max(1, self.chunk // self.classes)  # rows
         inners = max(1, min(inner, most))
@@ -86,14 +86,14 @@ class CrossEntropyLevel(MeasuredLevel):
             self.losses[rows] = loss
 
     def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(class indices, which of them are ignored or None); the ignored ones become 0."""
+        """Return (class indices, which of them are ignored or None). The ignored ones become 0."""
         ignored = check_classes(target, self.classes, self.ignore_index)
         if not ignored.any():
             return target, None
         return target.masked_fill(ignored, 0), ignored
 
     def _replace_by_index(self, p: Tensor, index: Tensor, logits: "_Shifted", log_sum: Tensor) -> tuple[Tensor, Tensor]:
-        """(gradient norm, loss) of class indices; p becomes the residual p - y."""
+        """Return (gradient norm, loss) of class indices. p becomes the residual p - y."""
         p_y = p.gather(1, index)
         below = logits.values.gather(1, index).squeeze(1).sub_(logits.top)
         if self.smoothing == 0:
@@ -107,7 +107,7 @@ class CrossEntropyLevel(MeasuredLevel):
     def _replace_by_distribution(
         self, p: Tensor, y: Tensor, logits: "_Shifted", log_sum: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(gradient norm, loss) of the distributions y; p becomes the residual p sum(y) - y."""
+        """Return (gradient norm, loss) of the distributions y. p becomes the residual p sum(y) - y."""
         if self.smoothing != 0:
             y = y * (1 - self.smoothing) + self.smoothing / self.classes
         mass = y.sum(1)
@@ -115,7 +115,8 @@ class CrossEntropyLevel(MeasuredLevel):
         p.mul_(mass.unsqueeze(1)).sub_(y)
         return p.abs().sum(1).div_(2), loss
 
-    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss and the gradient."""
         if self.slots is not None:
             for at, rows in self._parts():
                 coefficient = lookup(coefficients, self.slots[rows])

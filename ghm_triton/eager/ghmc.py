@@ -17,7 +17,8 @@ ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
 
 
 def measure_ghmc(level: Level, options: Options) -> AnchorLevel:
-    if not options.mmdet:  # which takes whatever is no class for the background
+    """Count the elements of a level per slot."""
+    if not options.mmdet:  # its formulas treat any other index as background
         check_targets(level)
     if level.class_index:
         return ClassIndexLevel(level, options)
@@ -25,7 +26,7 @@ def measure_ghmc(level: Level, options: Options) -> AnchorLevel:
 
 
 def _bce_terms(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient norm, CE(x, t), p - t) for one target per element."""
+    """Return (gradient norm, CE(x, t), p - t) for one target per element."""
     p = x.sigmoid()
     slope = (x >= 0).to(x.dtype) - t
     linear = (slope * x).masked_fill_(slope == 0, 0.0)  # an infinite logit on the right side costs nothing
@@ -57,8 +58,8 @@ class ClassIndexLevel(AnchorLevel):
     """A level with class indices, which are never expanded.
 
     A block of BLOCK elements is easy if each of them is a counted negative of region 0, or ignored. Nearly all blocks
-    of a trained classifier are easy and take one coefficient. The others ("hard") are gathered and weighed element by
-    element. `weigh` overwrites the norms, so it can be called once.
+    of a trained classifier are easy and take one coefficient. The others ("hard") are gathered and scaled element by
+    element. `scale` overwrites the norms, so it can be called only once.
     """
 
     def __init__(self, level: Level, options: Options):
@@ -71,7 +72,7 @@ class ClassIndexLevel(AnchorLevel):
         self.found = [self._measure(*chunk) for chunk in self._split(self._positives(level.target))]
 
     def _positives(self, target: Tensor) -> Tensor:
-        """Flat positions of the counted positives, ascending."""
+        """Return the flat positions of the counted positives, ascending."""
         label = target.reshape(-1)[: len(self.input)].long()  # none where there are no classes
         row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
         positive = row * self.columns + label[row]
@@ -81,7 +82,7 @@ class ClassIndexLevel(AnchorLevel):
         return positive[weight > 0]
 
     def _split(self, positive: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """(rows, elements, positives) of each chunk."""
+        """Yield (rows, elements, positives) of each chunk."""
         chunks = self.chunks()
         bounds = torch.tensor([rows.start * self.columns for rows in chunks] + [self.input.numel()])
         splits = torch.searchsorted(positive, bounds.to(positive.device)).tolist()
@@ -90,7 +91,7 @@ class ClassIndexLevel(AnchorLevel):
             yield rows, slice(first, end + -end % BLOCK), positive[low:high] - first
 
     def _measure(self, rows: slice, elements: slice, positives: Tensor) -> _Chunk:
-        """Writes the norms of a chunk and counts them."""
+        """Write the norms of a chunk and count them."""
         norm = self.norm[elements]
         inside = norm[: (rows.stop - rows.start) * self.columns].view(-1, self.columns)
         if self.input.dtype == self.dtype:
@@ -114,7 +115,8 @@ class ClassIndexLevel(AnchorLevel):
         self.counts[0] += (len(blocks) - len(hard)) * BLOCK
         return _Chunk(rows, elements, positives, hard, slots, extreme)
 
-    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss and the gradient."""
         total = torch.zeros((), dtype=torch.float64, device=self.input.device)
         longest = max((chunk.elements.stop - chunk.elements.start for chunk in self.found), default=0)
         losses = self.norm.new_empty(len(self.norm) if self.unreduced else longest)
@@ -128,7 +130,7 @@ class ClassIndexLevel(AnchorLevel):
             if self.unreduced:
                 _scale(loss, chunk.hard, coefficient, coefficients[0])
             else:
-                total += _weighed_sum(loss, chunk.hard, coefficient, coefficients[0])
+                total += _weighted_sum(loss, chunk.hard, coefficient, coefficients[0])
             if self.grad:
                 norm[chunk.positives] = -of_positives.sigmoid_()
                 _scale(norm, chunk.hard, coefficient, coefficients[0])
@@ -140,7 +142,7 @@ class ClassIndexLevel(AnchorLevel):
         )
 
     def _losses(self, chunk: _Chunk, x: Tensor, norm: Tensor, output: Tensor) -> Tensor:
-        """softplus(x), the losses of negatives: -log(1 - g) where 1 - g is accurate. 0 for ignored elements."""
+        """Compute softplus(x), the loss of negatives: -log(1 - g) where 1 - g is accurate. 0 for ignored elements."""
         blocks = output.view(-1, BLOCK)
         if len(x) < len(norm):
             x = torch.nn.functional.pad(x, (0, len(norm) - len(x)), value=-torch.inf)
@@ -160,7 +162,7 @@ def _gather(blocks: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _scale(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> None:
-    """Multiplies in place by one coefficient per element of the hard blocks, and by `easy` elsewhere."""
+    """Multiply in place by one coefficient per element of the hard blocks, and by `easy` elsewhere."""
     blocks = values.view(-1, BLOCK)
     if len(hard) == len(blocks):
         blocks.mul_(coefficient)
@@ -169,8 +171,8 @@ def _scale(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> N
         blocks.mul_(easy).index_copy_(0, hard, scaled)
 
 
-def _weighed_sum(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> Tensor:
-    """The sum of the values that :func:`_scale` would leave. `values` is undefined afterwards."""
+def _weighted_sum(values: Tensor, hard: Tensor, coefficient: Tensor, easy: Tensor) -> Tensor:
+    """Return the sum of the values after :func:`_scale`. `values` is undefined afterward."""
     blocks = values.view(-1, BLOCK)
     if len(hard) == len(blocks):
         return blocks.mul_(coefficient).sum()

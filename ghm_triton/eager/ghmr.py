@@ -11,11 +11,12 @@ from .levels import ElementLevel
 
 
 def measure_ghmr(level: Level, options: Options) -> ElementLevel:
+    """Count the elements of a level per slot."""
     return ElementLevel(level, options, functools.partial(_asl1_terms, mu=options.mu))
 
 
 def _asl1_terms(x: Tensor, t: Tensor, mu: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient norm, ASL1(d), its derivative d / sqrt(d^2 + mu^2))."""
+    """Return (gradient norm, ASL1(d), its derivative d / sqrt(d^2 + mu^2))."""
     d = x - t
     square = d * d
     root = (square + mu * mu).sqrt_()

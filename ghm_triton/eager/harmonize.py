@@ -7,10 +7,10 @@ from ..options import Options
 from ..regions import FORGOTTEN
 
 
-def harmonize(
+def compute_coefficients(
     density: Tensor, total: Tensor, running_counts: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    """(coefficients [bins + 2] by slot, fp64; the new running_counts if there are any and `update`).
+    """Compute the coefficients [bins + 2] by slot, fp64, and the new running_counts if there are any and `update`.
 
     density: fp64 [bins], elements in the regions. total: fp64 [], the number of elements N.
     """
@@ -33,7 +33,7 @@ def harmonize(
 def _average(
     density: Tensor, total: Tensor, running_counts: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    """(the density that weighs, new state or None)."""
+    """Return (the density that gives the weights, the new state or None)."""
     if running_counts is None:
         return density, None
     momentum = options.momentum

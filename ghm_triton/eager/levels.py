@@ -1,7 +1,7 @@
 """Levels of the eager path. Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
 
 The constructor of a level counts its elements per slot: `counts`, int64 [bins + 2] (the regions, NaN, ignored). The
-counts of all levels give one coefficient per slot. `weigh` takes them and returns the loss and the gradient.
+counts of all levels give one coefficient per slot. `scale` takes them and returns the loss and the gradient.
 """
 
 import math
@@ -14,7 +14,7 @@ from ..options import Options
 from ..population import Level, compute_dtype
 from ..regions import floor_misses_edges, region_edges
 
-BLOCK = 32  # elements that ClassIndexLevel takes as one; chunks are multiples of it
+BLOCK = 32  # elements that ClassIndexLevel treats as one; chunks are multiples of it
 
 
 class MeasuredLevel:
@@ -31,15 +31,15 @@ class MeasuredLevel:
         self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=device)
         self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=device)
 
-    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
+    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
 
         coefficients: [bins + 2] by slot, in the dtype of computation.
         """
         raise NotImplementedError
 
     def slots_of(self, norm: Tensor) -> Tensor:
-        """The int32 slot of each gradient norm. A norm above 1 (a target outside [0, 1]) is in the last region."""
+        """Return the int32 slot of each norm. A norm above 1 (a target outside [0, 1]) is in the last region."""
         position = (norm * self.bins).clamp_(max=self.bins - 1)
         slots = position.nan_to_num_(nan=self.nan).to(torch.int32)
         if self.compare_edges:
@@ -48,14 +48,14 @@ class MeasuredLevel:
         return slots
 
     def add(self, slots: Tensor, losses: Tensor) -> None:
-        """Adds elements to `counts`, and their losses to `sums` unless the losses stay unreduced."""
+        """Add elements to `counts`, and their losses to `sums` unless the losses stay unreduced."""
         flat = slots.reshape(-1)
         self.counts += torch.bincount(flat, minlength=self.bins + 2)
         if not self.unreduced:
             self.sums += torch.bincount(flat, weights=losses.reshape(-1).double(), minlength=self.bins + 2)
 
     def total(self, coefficients: Tensor) -> Tensor:
-        """The weighted sum of the losses, fp64 []."""
+        """Return the weighted sum of the losses, fp64 []."""
         counted = self.sums[: self.ignored]
         return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum()
 
@@ -74,13 +74,13 @@ class AnchorLevel(MeasuredLevel):
             self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
 
     def chunks(self) -> list[slice]:
-        """Slices of the rows. The elements of each but the last are a multiple of BLOCK."""
+        """Return slices of the rows. The elements of each but the last are a multiple of BLOCK."""
         step = BLOCK // math.gcd(BLOCK, self.columns)
         rows = max(step, self.chunk // self.columns // step * step)
         return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
 
     def is_ignored(self, rows: slice) -> Tensor:
-        """[rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
+        """Return bool [rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
         return ~(self.weight[rows] > 0)
 
 
@@ -119,7 +119,8 @@ class ElementLevel(AnchorLevel):
         if self.losses is not None:
             self.losses[rows] = loss
 
-    def weigh(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss and the gradient."""
         for rows in self.chunks() if self.slots is not None else ():
             slots = self.slots[rows].to(torch.int32)
             coefficient = lookup(coefficients, slots)
@@ -135,4 +136,5 @@ class ElementLevel(AnchorLevel):
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:
+    """Return `table[index]`."""
     return table.index_select(0, index.reshape(-1)).view(index.shape)

@@ -1,4 +1,4 @@
-"""Whether targets are what they must be: one pass over those of GHM-C, and a second one only for what is wrong."""
+"""Check the values of targets: one pass for GHM-C, and a second one only if something is wrong."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ ROUNDING = 0.01  # soft targets, such as overlaps of boxes, may lie outside [0, 
 
 
 def check_population(population: Population, options: Options) -> None:
-    """Check the targets for the kernels, which do not look at them. It waits for a GPU.
+    """Check the targets for the kernels, which do not check them. This waits for a GPU.
 
     Raises:
         ValueError, IndexError: See :func:`check_targets` and :func:`check_classes`.
@@ -26,7 +26,7 @@ def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Ten
     """Return where the int64 class indices of GHM cross entropy are `ignore_index`.
 
     Raises:
-        IndexError: Another one is not from 0 to C - 1. The message shows it.
+        IndexError: Another index is not from 0 to C - 1. The message shows it.
     """
     inside = (target >= 0) & (target < classes)
     ignored = target == ignore_index if ignore_index is not None else torch.zeros_like(inside)
@@ -43,7 +43,7 @@ def check_targets(level: Level) -> None:
     """Look for class indices other than -1 .. C, or values outside [0, 1], of elements that count.
 
     Raises:
-        ValueError: There is one. The message shows it. A NaN stands for itself.
+        ValueError: There is one. The message shows it. A NaN is allowed.
     """
     target = level.target
     if target.numel() == 0 or target.dtype == torch.bool:
@@ -61,7 +61,7 @@ def check_targets(level: Level) -> None:
 
 
 def _counted(level: Level) -> Tensor | bool:
-    """What counts, to combine with a tensor of the shape of the target."""
+    """Return which elements count, broadcastable to the shape of the target."""
     if level.weight is None:
         return True
     counted = level.weight > 0

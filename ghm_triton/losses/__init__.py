@@ -1,1 +1,1 @@
-"""The losses: the function and the module of each in one file, and in `base.py` what they share."""
+"""The losses. Each file has a function and a module; `base.py` has what they share."""

@@ -1,4 +1,4 @@
-"""What the losses share: the way from checked arguments to the operators, and the module that keeps the state."""
+"""Code that the losses share: the path from arguments to operators, and the module that keeps the state."""
 
 import copy
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def harmonized_loss(
     group = group_name(process_group)
     processes = 1 if process_group is None else process_group.size()
     factor = 1 if options.reduction == "none" else processes
-    if running_counts is not None and not options.update:  # evaluation: the weights are those of the state
+    if running_counts is not None and not options.update:  # evaluation: the weights come from the state
         group, factor = None, factor if options.reduction == "mean" else factor * processes  # N: as if all had as many
     options = replaced(options, loss_weight=options.loss_weight * factor, group=group)
     return differentiable_loss(population, running_counts, options, triton=triton)
@@ -74,7 +74,7 @@ class Fp32Buffers(nn.Module):
         self.restore_buffers()  # `assign=True` takes the dtype of the checkpoint
 
     def restore_buffers(self) -> None:
-        """Make buffers float32 again that were cast by assignment, as FSDP1's `buffer_dtype` does."""
+        """Convert buffers back to float32 that were cast by assignment, as FSDP1's `buffer_dtype` does."""
         for name, buffer in self._buffers.items():
             if buffer is not None and buffer.dtype != torch.float32:
                 setattr(self, name, buffer.float())
@@ -183,4 +183,5 @@ class HarmonizedLoss(Fp32Buffers):
         return self.__dict__ | {"process_group": None}  # a group cannot be pickled
 
     def extra_repr(self) -> str:
+        """Return the settings for `repr`."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settings)

@@ -163,7 +163,7 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
         super().__init__(options, ("ignore_index", "label_smoothing", *COMMON), backend, process_group)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
-        """Compute the loss and, in training, updates `running_counts`.
+        """Compute the loss and, in training, update `running_counts`.
 
         Args:
             input, target: See :func:`ghm_triton.ghm_cross_entropy`.

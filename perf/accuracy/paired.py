@@ -12,7 +12,7 @@ TREES = "trees"  # the mean over the two photographs
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the AP of the stage "main" per task, losses, steps, and seed, with the mean over the photographs of trees."""
+    """Return the AP of the stage "main" per task, losses, steps, and seed, with a mean over the photographs."""
     rows = rows[rows["stage"] == "main"]
     rows = rows.assign(losses=[describe(row) for row in rows.itertuples()], AP=rows["AP"].astype(float))
     rows = rows[["task", "losses", "steps", "seed", "AP"]]

@@ -132,8 +132,8 @@ class Plan:
     Attributes:
         steps: By task, the steps of the budgets. The grid, ablations and batches take the shortest.
         rates, box_weights: The grid.
-        start_rates, start_tree_rates, start_box_weights: Where the search in the grid starts. ImageNet weights, as on trees,
-            need smaller rates.
+        start_rates, start_tree_rates, start_box_weights: Where the search in the grid starts. ImageNet weights, as on
+            trees, need smaller rates.
         ablations: By (pair, exponent), the changes to its settings, one run each.
         batches: Images per step of the stage "batch", each with all of `exponents`.
         sweeps: The stage "sweep", at the medium budget.
@@ -242,7 +242,7 @@ class Plan:
         return changed
 
     def reported(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows of all stages but "grid" whose rate and box weight are what a complete grid chooses.
+        """Return the rows of all stages but "grid" whose rate and box weight are those that a complete grid chooses.
 
         A row stays if its grid is incomplete. The settings of an ablation are those that its pair has in "main".
         """

@@ -44,7 +44,7 @@ LOSSES = {  # as in LossOptions
 
 
 def start_weights(path: Path, *, steps: int) -> dict:
-    """Return the pre-trained weights of the backbone, the same for all runs. Train them once and keep them in `path`."""
+    """Return the pre-trained weights of the backbone, the same for all runs. Train once and keep them in `path`."""
     if not path.exists():
         torch.manual_seed(0)
         backbone = SmallBackbone()

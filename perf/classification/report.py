@@ -38,28 +38,29 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
-    """Draw the accuracy and the recall of the tail over the imbalance, a panel per share of wrong labels."""
+    """Draw the accuracy and the recall of the tail over the imbalance, a panel per fraction of wrong labels."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     found = means(rows)
-    shares = sorted(rows["wrong_labels"].unique())
-    figure, axes = pyplot.subplots(2, len(shares), figsize=(4 * len(shares), 7), squeeze=False, layout="constrained")
+    fractions = sorted(rows["wrong_labels"].unique())
+    size = (4 * len(fractions), 7)
+    figure, axes = pyplot.subplots(2, len(fractions), figsize=size, squeeze=False, layout="constrained")
     for line, (kind, label) in enumerate(
         [("accuracy", "accuracy [%]"), ("tail", "recall of the 3 rarest classes [%]")]
     ):
-        for column, share in enumerate(shares):
+        for column, fraction in enumerate(fractions):
             axis = axes[line][column]
             for name in LOSSES:
-                own = found[(found.index.get_level_values(1) == share) & (found.index.get_level_values(2) == name)]
+                own = found[(found.index.get_level_values(1) == fraction) & (found.index.get_level_values(2) == name)]
                 if own.empty:
                     continue
                 x = own.index.get_level_values(0)
                 style = "--" if not name.startswith("GHM") else "-"
                 axis.errorbar(x, own[kind, "mean"], own[kind, "std"], fmt=style, marker="o", capsize=2, label=name)
-            axis.set(xscale="log", xlabel="imbalance", ylabel=label, title=f"{share:.0%} wrong labels")
+            axis.set(xscale="log", xlabel="imbalance", ylabel=label, title=f"{fraction:.0%} wrong labels")
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -96,13 +96,13 @@ class Gate:
         info = torch.finfo(found.dtype)
         worst, largest = torch.zeros(2, self.case.bins, dtype=torch.float64, device=found.device)
         parts = (self.norm, self._rows(expected), self._rows(found))
-        for (norm, wanted, given), unsure in zip(
+        for (norm, right, given), unsure in zip(
             zip(*(part.split(self._chunk) for part in parts)), self._unsure(reference), strict=True
         ):
-            error = (given.double() - wanted).abs().amax(1) - info.tiny * info.eps
+            error = (given.double() - right).abs().amax(1) - info.tiny * info.eps
             region, _, _ = self._place(norm)
             worst.scatter_reduce_(0, region, error.clamp_(min=0).masked_fill_(unsure, 0), "amax")
-            largest.scatter_reduce_(0, region, wanted.abs().amax(1), "amax")
+            largest.scatter_reduce_(0, region, right.abs().amax(1), "amax")
         return torch.where(worst > 0, worst / largest, 0.0).max().item()
 
     def _unsure(self, reference: Callable) -> Iterator[Tensor]:

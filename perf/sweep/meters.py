@@ -122,7 +122,7 @@ def interleave(
     Each round has all calls in a random order, so that drift and the state of the caches affect all in the same
     way. A slow call skips rounds at even distances; the baseline is in every round.
     """
-    times, wanted, (least, most) = {name: {} for name in calls}, {}, repetitions
+    times, planned, (least, most) = {name: {} for name in calls}, {}, repetitions
     for name, call in calls.items():
         seconds = call.seconds
         if seconds < SLOW_S:
@@ -132,20 +132,20 @@ def interleave(
                 times[name] = error
                 continue
         floor = least if seconds < SLOW_S else min(3, least)
-        wanted[name] = min(most, max(floor, int(budget_s / len(calls) / max(seconds, 1e-9))))
-    rounds = max(wanted.values(), default=0)
-    if baseline in wanted:
-        wanted[baseline] = rounds
+        planned[name] = min(most, max(floor, int(budget_s / len(calls) / max(seconds, 1e-9))))
+    rounds = max(planned.values(), default=0)
+    if baseline in planned:
+        planned[baseline] = rounds
     shuffle = random.Random(0)
     for index in range(rounds):
-        order = [name for name in wanted if index * wanted[name] // rounds != (index - 1) * wanted[name] // rounds]
+        order = [name for name in planned if index * planned[name] // rounds != (index - 1) * planned[name] // rounds]
         shuffle.shuffle(order)
         for name in order:
             try:
                 times[name][index] = _milliseconds(calls[name])
             except Exception as error:
                 times[name] = error
-                del wanted[name]
+                del planned[name]
     return times
 
 

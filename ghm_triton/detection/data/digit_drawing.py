@@ -25,7 +25,7 @@ class SceneStyle:
         size: Side of the square picture, pixels.
         digits: Minimum and maximum number of digits. A digit that would cover another one is left out.
         height: Minimum and maximum height of a digit, pixels. The logarithm is uniform.
-        contrast: Minimum and maximum difference between a digit and its background, as a fraction of half the gray scale.
+        contrast: Minimum and maximum difference between a digit and its background, in units of half the gray scale.
         window: Minimum and maximum side of the part of a photograph that becomes the background, pixels.
         clutter: Minimum and maximum number of distractors: digits with their 8 x 8 pixels shuffled.
     """

@@ -27,8 +27,8 @@ def harmonize(
 ) -> RetinaNet | FCOS | SSD:
     """Make `model` train with these losses. Each takes one density over the batch and all levels.
 
-    If no loss is given, `GHMCLoss()` and `GHMRLoss()` are used. If only one is given, the other part keeps torchvision's
-    loss. ``exponent=1`` for both is the paper.
+    If no loss is given, `GHMCLoss()` and `GHMRLoss()` are used. If only one is given, the other part keeps the loss of
+    torchvision. ``exponent=1`` for both is the paper.
 
     The model is changed and returned. Its parameters keep their names, and a checkpoint of the plain model loads. Its
     `state_dict` gains the running counts of the losses under `head.classification_loss` and `head.regression_loss` (for

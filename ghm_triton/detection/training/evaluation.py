@@ -74,7 +74,7 @@ def average_precision(annotations: dict, results: list[dict]) -> dict[str, float
 def average_precision_by_class(
     annotations: dict, results: list[dict]
 ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-    """Return the metrics of :func:`average_precision`, and AP and AP50 by category id; -1 where there are no objects."""
+    """Return the metrics of :func:`average_precision`, and AP and AP50 by category id (-1 without objects)."""
     evaluation = _evaluate(annotations, results)
     # [IoU thresholds from 0.5 to 0.95, recalls, categories, object sizes, detections per image]
     precision = evaluation.eval["precision"][:, :, :, 0, -1]

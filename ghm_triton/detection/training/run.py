@@ -19,7 +19,7 @@ from ..models.builder import build_model
 from ..pretrain import load_backbone, pretrain
 from .checkpoint import load_checkpoint, save_checkpoint
 from .curves import draw_curves, write_metrics
-from .density import draw_density, observe
+from .density_figure import draw_density, observe
 from .engine import Trainer
 from .evaluation import average_precision, detect, warn_unreadable
 from .pace import Pace

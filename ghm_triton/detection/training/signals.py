@@ -39,7 +39,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def hold_stop_signals() -> Iterator[None]:
-    """Block the signals within the context, also in processes started there, until they ignore the signals themselves."""
+    """Block the signals within the context, also in processes started there, which can then ignore them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -26,9 +26,9 @@ class Seen(NamedTuple):
 
     Attributes:
         edges: Shape [bins + 1].
-        counts: Shape [bins]. The moving average of the number of elements per region, including this batch, or the
-            number in the batch if the loss keeps no average.
-        weights: Shape [bins]. The harmonizing weight beta; 0 where there are no elements. None: the loss has no weights.
+        counts: Shape [bins]. The moving average of the number of elements per region, including this batch. If
+            the loss keeps no average, the number in the batch.
+        weights: Shape [bins]. The harmonizing weight beta; 0 where there are no elements. None: it has no weights.
         gradient: Shape [bins, 2]. The sum of the gradient norms of negatives and positives, without weights.
         element: The name of the elements, in the plural.
     """
@@ -39,7 +39,7 @@ class Seen(NamedTuple):
     gradient: Tensor
     element: str
 
-    def shares(self, *, weighted: bool) -> Tensor:
+    def percentages(self, *, weighted: bool) -> Tensor:
         """Return how much each region contributes to the gradient, negatives and positives, in percent, [bins, 2]."""
         gradient = self.gradient * self.weights[:, None] if weighted and self.weights is not None else self.gradient
         return 100 * gradient / gradient.sum().clamp(min=torch.finfo(torch.float32).tiny)
@@ -64,8 +64,8 @@ def observe(model: nn.Module, items: list[tuple[Tensor, dict]]) -> dict[str, See
         items: (image, target) as torchvision's detectors take them.
 
     Returns:
-        The regions by the name of the panel, "classification" and "boxes". An FCOS has no "boxes", because it predicts no
-        box deltas.
+        The regions by the name of the panel, "classification" and "boxes". An FCOS has no "boxes", because it predicts
+        no box deltas.
     """
     classify, regress = Recorder(), Recorder()
     probe = copy.deepcopy(model)
@@ -169,12 +169,12 @@ def draw_weights(axes: Axes, seen: Seen, name: str) -> None:
 
 def draw_gradient(axes: Axes, seen: Seen, name: str) -> None:
     """Draw how much negatives and positives contribute to the gradient over its norm, harmonized and plain."""
-    negative, positive = seen.shares(weighted=True).T
+    negative, positive = seen.percentages(weighted=True).T
     if negative.any():
         _bars(axes, seen, negative, color=NEGATIVE, label="negatives")
     _bars(axes, seen, negative + positive, baseline=negative.numpy(), color=POSITIVE, label="positives")
     plain = {"classification": "cross entropy", "boxes": "ASL1"}[name]
-    shares = seen.shares(weighted=False).sum(dim=1)
+    shares = seen.percentages(weighted=False).sum(dim=1)
     _outline(axes, seen, shares, color=PLAIN, linestyle="--", label=f"plain {plain}")
     axes.set_ylim(0, 1.05 * max((negative + positive).max().item(), shares.max().item()))
     axes.set(title=f"{name}: share of the gradient", ylabel="% of the sum of gradient norms")
