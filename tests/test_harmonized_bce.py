@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 import oracle
 from ghm_triton import HarmonizedBCELoss
+from test_distributed import part, run
 
 OPTIONS = dict(bins=30, momentum=0.75, exponent=0.5)
 RELATIVE = 2e-5  # fp32 sums over thousands of elements, and exp and log1p per element
@@ -155,6 +156,26 @@ def test_nothing_to_harmonize(preserve):
     torch.testing.assert_close(values.double(), expected, rtol=RELATIVE, atol=0)
 
 
+@pytest.mark.parametrize("preserve", ["value", "gradient"])
+def test_total(preserve):
+    """A scalar stands for the sum of the elements, which frameworks return."""
+    results = []
+    for reduce in (torch.clone, torch.sum):
+        loss = HarmonizedBCELoss(preserve=preserve, **OPTIONS)
+        logits, target = problem(0)
+        logits.requires_grad_()
+        values = loss(logits, target, reduce(focal(logits, target)))
+        values.sum().backward()
+        results.append((values.detach(), logits.grad))
+        with torch.no_grad():
+            plain = loss(logits, target, reduce(focal(logits, target)))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=RELATIVE, atol=0)
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits.detach(), target, reduction="none")
+    expected = cross_entropy * focal(logits.detach(), target).sum() / cross_entropy.sum()
+    torch.testing.assert_close(plain, expected, rtol=RELATIVE, atol=0)
+
+
 def test_checkpoint():
     """The state is that of GHMCLoss, and a loaded module goes on with the same numbers."""
     loss, other = HarmonizedBCELoss(**OPTIONS), HarmonizedBCELoss(**OPTIONS)
@@ -189,7 +210,7 @@ def test_bad_calls(preserve):
         with torch.set_grad_enabled(enabled):
             with pytest.raises(ValueError, match=r"target must have the shape of input, \(3, 40, 5\), got \(3, 40\)"):
                 loss(logits, labels)
-            with pytest.raises(ValueError, match=r"value must have the shape of input, \(3, 40, 5\), got \(3, 40\)"):
+            with pytest.raises(ValueError, match=r"value must have the shape of input, \(3, 40, 5\), or be a scalar, got \(3, 40\)"):
                 loss(logits, target, target.sum(-1))
             with pytest.raises(TypeError, match="input must be float32"):
                 loss(labels, labels)
@@ -198,3 +219,27 @@ def test_bad_calls(preserve):
             with pytest.raises(ValueError, match="value must be computed from input, which requires grad"):
                 loss(logits, target, value)
     assert not loss.running_counts.any()
+
+
+def check_two_processes(rank, size):
+    """The density is that of both processes, the total that of each; validation waits for nobody."""
+    bce = HarmonizedBCELoss(**OPTIONS, process_group=torch.distributed.group.WORLD)
+    state = torch.zeros(31)
+    for seed in range(2):
+        whole = problem(seed, (17, 40, 5))
+        logits, target = (part(tensor, rank, size) for tensor in whole)
+        bce(logits.requires_grad_(), target).sum().backward()
+        values, gradient, state = oracle.harmonize("c", *whole, **OPTIONS, state=state, reduction="none")
+        values = part(values, rank, size)
+        total = oracle.norms("c", logits.detach(), target)[1].sum()
+        expected = part(gradient, rank, size) * total / values.sum()
+        torch.testing.assert_close(logits.grad.double(), expected, rtol=RELATIVE, atol=0)
+    torch.testing.assert_close(bce.running_counts.double(), state, rtol=1e-6, atol=0)
+    if rank == 0:
+        with torch.no_grad():
+            bce(*problem(2))
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    run(2, tmp_path, check_two_processes)

@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..checks import check_choice, check_dense, check_device, check_floats
+from ..ops import updates_in_backward
 from ..options import Options, replaced
 from ..population import compute_dtype
 from ..types import Backend
 from .base import HarmonizedLoss, elementwise_loss
+from .calls import follow_gradients
 
 Preserve = Literal["value", "gradient"]
 _NO_GRAPH = 'value must be computed from input, which requires grad, for preserve="gradient", got a constant'
@@ -32,7 +34,8 @@ class HarmonizedBCELoss(HarmonizedLoss):
     loss weight of the framework stay. What changes is which elements the gradient comes from. c and beta are constants
     of the step: no gradient flows through them.
 
-    Where gradients are disabled, as in validation, the call returns v itself and does not change the state.
+    Where gradients are disabled, as in validation, the call returns v itself and does not change the state. If `value` is
+    a total, these are the values of binary cross entropy, scaled to it.
 
     Args:
         preserve: "value" keeps the sum of v, and "gradient" the L1 norm of its gradient with respect to the logits.
@@ -44,7 +47,7 @@ class HarmonizedBCELoss(HarmonizedLoss):
     Shape:
         - input: logits of any shape.
         - target: values in [0, 1] of `input.shape`.
-        - value: None, or the elementwise loss of the framework, of `input.shape`.
+        - value: None, the elementwise loss of the framework, of `input.shape`, or its total, a scalar.
         - output: `input.shape`; float32, or float64 for float64 input.
 
     Attributes:
@@ -83,16 +86,16 @@ class HarmonizedBCELoss(HarmonizedLoss):
         Args:
             input: Logits of any shape, float32, float16, bfloat16 or float64.
             target: Values in [0, 1] of the shape of `input`.
-            value: The losses v of the shape of `input`, or None for binary cross entropy. For ``preserve="value"`` they
-                are read as constants. For ``preserve="gradient"`` they must have been computed from `input`, and their
-                graph is freed.
+            value: The losses v of the shape of `input`, or a scalar, their total. None: binary cross entropy. For
+                ``preserve="value"`` it is read as a constant. For ``preserve="gradient"`` it must have been computed
+                from `input`, and its graph is freed.
 
         Returns:
             Tensor: The losses, of the shape of `input`. float32, or float64 for float64 `input`.
         """
         self._check(input, target, value)
-        if not torch.is_grad_enabled():
-            return _cross_entropy(input, target) if value is None else value.to(compute_dtype(input.dtype))
+        if not follow_gradients(self):
+            return _plain(input, target, value)
         self.restore_buffers()
         if self.preserve == "value":
             losses = self._harmonized(input, target)
@@ -116,9 +119,9 @@ class HarmonizedBCELoss(HarmonizedLoss):
         return f"preserve={self.preserve!r}, {super().extra_repr()}"
 
     def _harmonized(self, logits: Tensor, target: Tensor) -> Tensor:
-        return elementwise_loss(
-            logits, target, None, self.running_counts, self.options(), self.backend, self.process_group
-        )
+        state = self.running_counts
+        with updates_in_backward(self.first_pass_skipped):
+            return elementwise_loss(logits, target, None, state, self.options(), self.backend, self.process_group)
 
     def _check(self, input: Tensor, target: Tensor, value: Tensor | None) -> None:
         check_choice("preserve", self.preserve, get_args(Preserve))
@@ -129,13 +132,22 @@ class HarmonizedBCELoss(HarmonizedLoss):
                 continue
             check_dense(name, tensor)
             check_device(name, tensor, "input", input.device)
-            if tensor.shape != input.shape:
+            if tensor.shape != input.shape and not (name == "value" and tensor.dim() == 0):
+                other = ", or be a scalar" if name == "value" else ""
                 raise ValueError(
-                    f"{name} must have the shape of input, {tuple(input.shape)}, got {tuple(tensor.shape)}"
+                    f"{name} must have the shape of input, {tuple(input.shape)}{other}, got {tuple(tensor.shape)}"
                 )
         if self.preserve == "gradient" and value is not None and torch.is_grad_enabled():
             if not (value.requires_grad and input.requires_grad):
                 raise ValueError(_NO_GRAPH)
+
+
+def _plain(input: Tensor, target: Tensor, value: Tensor | None) -> Tensor:
+    """v, element by element."""
+    if value is not None and value.shape == input.shape:
+        return value.to(compute_dtype(input.dtype))
+    losses = _cross_entropy(input, target)
+    return losses if value is None else losses * _ratio(value, losses)
 
 
 @torch.no_grad()
