@@ -3,12 +3,14 @@
 from .losses.cross_entropy import GHMCrossEntropyLoss, ghm_cross_entropy
 from .losses.ghmc import GHMCLoss, ghmc_loss
 from .losses.ghmr import GHMRLoss, ghmr_loss
+from .losses.harmonized_bce import HarmonizedBCELoss
 
 __version__ = "0.1.0"
 __all__ = [
     "GHMCLoss",
     "GHMCrossEntropyLoss",
     "GHMRLoss",
+    "HarmonizedBCELoss",
     "ghm_cross_entropy",
     "ghmc_loss",
     "ghmr_loss",

@@ -74,6 +74,7 @@ class GHMC(_DropIn):
         reduction: "mean", "sum" or "none".
         exponent: rho of the tempered density, see :func:`ghm_triton.ghmc_loss`. 1 is mmdetection's loss. 0.5 is
             recommended except to reproduce published results.
+        activated: Whether predictions are probabilities, as the heatmaps of CenterNet are, and no logits.
 
     Raises:
         NotImplementedError: `use_sigmoid` is False.
@@ -95,6 +96,7 @@ class GHMC(_DropIn):
         loss_weight: float = 1.0,
         reduction: str = "mean",
         exponent: float = 1.0,
+        activated: bool = False,
     ):
         super().__init__(
             loss="ghmc",
@@ -107,31 +109,52 @@ class GHMC(_DropIn):
         )
         if not use_sigmoid:
             raise NotImplementedError(f"use_sigmoid must be True, the only classifier GHM-C is for, got {use_sigmoid}")
-        self.use_sigmoid = use_sigmoid
+        self.use_sigmoid, self.activated = use_sigmoid, activated
 
     def forward(
         self,
         pred: Tensor,
-        target: Tensor,
+        target: Tensor | tuple[Tensor, Tensor],
         label_weight: Tensor | None = None,
         reduction_override: str | None = None,
         *,
         weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
         **kwargs,
     ) -> Tensor:
         """Compute the loss of one level.
 
         Args:
-            pred: Logits [N, C].
-            target: Class indices int64 [N], C (or anything outside 0 .. C-1) for background; or [N, C] in [0, 1].
-            label_weight: [N] or [N, 1] beside class indices, else what broadcasts to [N, C]. Elements with a positive
-                weight count. None: all count.
-            weight: The name that newer heads give to `label_weight`.
+            pred: Logits [N, C], or of any shape beside a target of that shape. Probabilities with `activated`.
+            target: Class indices int64 [N], C (or anything outside 0 .. C-1) for background; or values in [0, 1] of the
+                shape of `pred`; or a tuple of class indices [N] and of the scores of these classes [N], as
+                mmdetection's quality focal loss takes them.
+            label_weight: [N] or [N, 1] beside class indices or a tuple, else what broadcasts to the shape of `pred`.
+                Elements with a positive weight count. None: all count.
             reduction_override: Replaces `reduction` for this call.
-            kwargs: `avg_factor` and other arguments of heads. Not used.
+            weight: The name that newer heads give to `label_weight`.
+            avg_factor: Not used: "mean" divides by the number of elements that count.
+            kwargs: Other arguments of heads. Not used.
         """
         label_weight = weight if label_weight is None else label_weight
+        if isinstance(target, (tuple, list)):
+            target, label_weight = _with_scores(pred, target, label_weight)
+        if self.activated:
+            pred = pred.float().logit(eps=torch.finfo(torch.float32).eps)
         return self._compute(pred, target, label_weight, reduction_override)
+
+
+def _with_scores(pred: Tensor, target, label_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the scores at the classes, of the shape of `pred`, and the weights of the rows to match."""
+    shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in target]
+    rows = tuple(pred.shape[:-1])
+    if shapes != [rows, rows]:
+        raise ValueError(f"target must be a tuple of labels {rows} and scores {rows}, got {shapes}")
+    labels, scores = target
+    classes = torch.arange(pred.shape[-1], device=labels.device)
+    if label_weight is not None and label_weight.shape == rows:
+        label_weight = label_weight.unsqueeze(-1)
+    return torch.where(labels.unsqueeze(-1) == classes, scores.unsqueeze(-1), 0.0), label_weight
 
 
 class GHMR(_DropIn):

@@ -15,6 +15,10 @@ eager_loss is opaque to torch.compile. Its choices depend on data (which blocks 
 graph; without them the compiled code is slower than the plain call.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 
 from . import eager
@@ -42,14 +46,33 @@ def _triton_loss(inputs, targets, weights, running_counts, *options):
     return _updating_once(kernels.launch_loss, population, running_counts, options)
 
 
+_first_in_backward = contextvars.ContextVar("first_in_backward", default=False)
+
+
+@contextlib.contextmanager
+def updates_in_backward(enabled: bool) -> Iterator[None]:
+    """If `enabled`, let calls in a backward pass update the state: their first forward pass did not."""
+    if not enabled:
+        yield
+        return
+    token = _first_in_backward.set(True)
+    try:
+        yield
+    finally:
+        _first_in_backward.reset(token)
+
+
 def _updating_once(compute, population: Population, running_counts: torch.Tensor | None, options: Options):
     """Call `compute`. Do not update the state in a backward pass, where checkpointing repeats a forward pass.
+
+    A first pass without gradients may have left the update to the repeated one: :func:`updates_in_backward`.
 
     The operators decide this when they run, because a compiled graph is the same in both passes. The repeated forward
     pass takes the weights from the current state. If a later forward pass has updated the state in between, these are
     the weights of the later state.
     """
-    if running_counts is None or not options.update or torch._C._current_graph_task_id() == -1:
+    first = torch._C._current_graph_task_id() == -1 or _first_in_backward.get()
+    if running_counts is None or not options.update or first:
         return compute(population, running_counts, options)
     return compute(population, running_counts, replaced(options, update=False)) + [running_counts.clone()]
 

@@ -1,4 +1,4 @@
-"""GHM-C in the criterion of Ultralytics' YOLO: values, gradients, state, two processes."""
+"""GHM-C in the criteria of Ultralytics' YOLO and RT-DETR: values, gradients, state."""
 
 import importlib.util
 import os
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import oracle
-from test_distributed import part, run
+from ghm_triton import HarmonizedBCELoss
+from test_harmonized_bce import OPTIONS, RELATIVE, reference
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # before ultralytics is first imported: it looks for the network
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
@@ -17,15 +17,14 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 INSTALLED = importlib.util.find_spec("ultralytics") is not None
 if INSTALLED:
     from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.models.utils.loss import RTDETRDetectionLoss
+    from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 
-    from ghm_triton.ultralytics import GHMDetectionTrainer, HarmonizedBCE
+    from ghm_triton.ultralytics import GHMDetectionTrainer
     from ghm_triton.ultralytics.criterion import harmonize_criterion, losses_of_branches
 
 needs_ultralytics = pytest.mark.skipif(not INSTALLED, reason="needs ultralytics")
 pytestmark = pytest.mark.xdist_group("ultralytics")
-OPTIONS = dict(bins=30, momentum=0.75, exponent=0.5)
-RELATIVE = 2e-5  # fp32 sums over thousands of elements, and exp and log1p per element
 
 
 def test_missing(monkeypatch):
@@ -38,156 +37,138 @@ def test_missing(monkeypatch):
         importlib.import_module("ghm_triton.ultralytics")
 
 
-def reference(logits, target, state, *, bins=30, momentum=0.75, exponent=0.5):
-    """(values, gradient of their sum, new state) of HarmonizedBCE, float64."""
-    options = dict(bins=bins, momentum=momentum, exponent=exponent, reduction="none", state=state)
-    values, gradient, state = oracle.harmonize("c", logits, target, **options)
-    _, cross_entropy, _ = oracle.norms("c", logits, target)
-    scale = cross_entropy.sum() / values.sum()
-    return values * scale, gradient * scale, state
-
-
-def problem(seed, shape=(3, 40, 5)):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(shape, generator=generator) * 3 - 4
-    target = torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.05)
-    return logits, target
-
-
-@needs_ultralytics
-@pytest.mark.parametrize("momentum", [0.0, 0.75])
-@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_values(momentum, exponent):
-    """Three steps: values, gradients and state as in float64; the sum is that of binary cross entropy."""
-    options = dict(bins=30, momentum=momentum, exponent=exponent)
-    bce = HarmonizedBCE(**options)
-    state = torch.zeros(31) if momentum else None
-    for seed in range(3):
-        logits, target = problem(seed)
-        values = bce(logits.requires_grad_(), target)
-        values.sum().backward()
-        expected, gradient, state = reference(logits.detach(), target, state, **options)
-        torch.testing.assert_close(values.double(), expected, rtol=RELATIVE, atol=0)
-        torch.testing.assert_close(logits.grad.double(), gradient, rtol=RELATIVE, atol=0)
-        total = nn.BCEWithLogitsLoss(reduction="sum")(logits, target)
-        torch.testing.assert_close(values.sum(), total, rtol=RELATIVE, atol=0)
-    if momentum:
-        torch.testing.assert_close(bce.ghmc.running_counts.double(), state, rtol=1e-6, atol=0)
-
-
-@needs_ultralytics
-def test_without_gradients():
-    """Validation: binary cross entropy, and the state stays, in training mode too."""
-    bce = HarmonizedBCE(**OPTIONS)
-    logits, target = problem(0)
-    bce(logits.requires_grad_(), target)
-    before = bce.ghmc.running_counts.clone()
-    with torch.inference_mode():
-        values = bce(*problem(1))
-    torch.testing.assert_close(values, nn.BCEWithLogitsLoss(reduction="none")(*problem(1)), rtol=0, atol=0)
-    assert torch.equal(bce.ghmc.running_counts, before)
-
-
-@needs_ultralytics
-def test_autocast():
-    """16-bit logits and targets, as under AMP: fp32 values, 16-bit gradients of the rounded inputs."""
-    logits, target = (tensor.bfloat16() for tensor in problem(0))
-    bce = HarmonizedBCE(**OPTIONS)
-    with torch.autocast("cpu", torch.bfloat16):
-        values = bce(logits.requires_grad_(), target)
-    values.sum().backward()
-    expected, gradient, _ = reference(logits.detach(), target, torch.zeros(31))
-    torch.testing.assert_close(values.double(), expected, rtol=RELATIVE, atol=0)
-    torch.testing.assert_close(logits.grad.double(), gradient, rtol=2**-8, atol=0)  # rounded to bfloat16
-
-
 class Recorder(nn.Module):
-    """A module `bce` that keeps its arguments."""
+    """A module `bce` that keeps its arguments and its values."""
 
     def __init__(self, bce):
         super().__init__()
         self.bce = bce
 
     def forward(self, logits, target):
-        self.arguments = logits.detach(), target
-        return self.bce(logits, target)
+        self.logits, self.target = logits, target
+        self.values = self.bce(logits, target)
+        return self.values.clone()  # class weights are multiplied in place
 
 
-def two_images():
-    return {
-        "img": torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)),
+def two_images(task):
+    """A batch of two images with three objects, as the data loader of the task makes it."""
+    batch = {
+        "img": torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
         "batch_idx": torch.tensor([0.0, 0, 1]),
         "cls": torch.tensor([[3.0], [7], [1]]),
         "bboxes": torch.tensor([[0.3, 0.3, 0.3, 0.4], [0.7, 0.6, 0.4, 0.4], [0.5, 0.5, 0.6, 0.6]]),
     }
+    if task == "obb":
+        batch["bboxes"] = torch.cat([batch["bboxes"], torch.tensor([[0.1], [0.2], [0.3]])], dim=1)
+    if task == "pose":
+        batch["keypoints"] = torch.rand(3, 17, 3)
+    if task == "seg":
+        batch["masks"] = torch.zeros(2, 16, 16)
+        batch["masks"][:, 4:9, 4:9] = 1
+        batch["sem_masks"] = batch["masks"]
+    return batch
+
+
+MODELS = ["yolo11n", "yolo26n", "yolo11n-seg", "yolo11n-obb", "yolo11n-pose", "yolo26n-seg"]
 
 
 @needs_ultralytics
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+@pytest.mark.parametrize("name", MODELS)
 def test_criterion(name, weighted):
-    """On the same assignment: box terms of the plain criterion, classification term of the float64 reference."""
+    """On the same assignment: all terms of the plain criterion, and the gradient of the float64 reference."""
     torch.manual_seed(0)
-    model = DetectionModel(f"{name}.yaml", nc=10, verbose=False)
+    _, _, task = name.partition("-")
+    kinds = {"seg": SegmentationModel, "obb": OBBModel, "pose": PoseModel}
+    model = kinds.get(task, DetectionModel)(f"{name}.yaml", nc=10, verbose=False)
     model.args = get_cfg()
     if weighted:
         model.class_weights = torch.linspace(0.5, 1.5, 10)
-    batch = two_images()
+    batch = two_images(task)
     preds = model(batch["img"])
     plain, harmonized = model.init_criterion(), harmonize_criterion(model.init_criterion(), **OPTIONS)
-    branches = {"detect": plain} if name == "yolo11n" else {"one2many": plain.one2many, "one2one": plain.one2one}
-    for branch in branches.values():
-        branch.bce = Recorder(branch.bce)
-    expected, _ = plain(preds, batch)
-    loss, _ = harmonized(preds, batch)
-    assert torch.equal(loss[[0, 2]], expected[[0, 2]])
-    if not weighted:
-        torch.testing.assert_close(loss[1], expected[1], rtol=RELATIVE, atol=0)
+    names = ["one2many", "one2one"] if "26" in name else ["detect"]
     losses = losses_of_branches(harmonized)
-    assert losses.keys() == branches.keys()
-    total = 0
-    for key, branch in branches.items():
-        logits, target = branch.bce.arguments
-        values, gradient, state = reference(logits, target, torch.zeros(31))
-        factor = {"detect": 1.0, "one2many": 0.8, "one2one": 0.2}[key] * model.args.cls * len(batch["img"])
-        factor = factor / target.double().sum().clamp(min=1) * (model.class_weights if weighted else 1)
-        total += (factor * values).sum()
-        scores = (preds if key == "detect" else preds[key])["scores"]
-        (got,) = torch.autograd.grad(loss[1], scores, retain_graph=True)
-        torch.testing.assert_close(got.double(), (factor * gradient).transpose(1, 2), rtol=RELATIVE, atol=0)
+    assert list(losses) == names
+    found = []
+    for criterion in (plain, harmonized):
+        branches = [getattr(criterion, key, criterion) for key in names]
+        for branch in branches:
+            branch.bce = Recorder(branch.bce)
+        found.append(([branch.bce for branch in branches], *criterion(preds, batch)))
+    (of_plain, expected, terms), (of_harmonized, loss, _) = found
+    at = list(terms).index("cls_loss")
+    others = [i for i in range(len(expected)) if i != at]
+    assert torch.equal(loss[others], expected[others])
+    if not weighted:
+        torch.testing.assert_close(loss[at], expected[at], rtol=RELATIVE, atol=0)
+    for key, recorded, ours in zip(names, of_plain, of_harmonized):
+        assert torch.equal(recorded.logits, ours.logits) and torch.equal(recorded.target, ours.target)
+        (factor,) = torch.autograd.grad(expected[at], recorded.values, retain_graph=True)
+        (got,) = torch.autograd.grad(loss[at], ours.logits, retain_graph=True)
+        _, gradient, state = reference(ours.logits.detach(), ours.target, torch.zeros(31))
+        torch.testing.assert_close(got.double(), factor.double() * gradient, rtol=RELATIVE, atol=0)
         torch.testing.assert_close(losses[key].running_counts.double(), state, rtol=1e-6, atol=0)
-    torch.testing.assert_close(loss[1].double(), total, rtol=RELATIVE, atol=0)
 
 
-def check_two_processes(rank, size):
-    """The density is that of both processes, the total that of each; validation waits for nobody."""
-    bce = HarmonizedBCE(**OPTIONS, process_group=torch.distributed.group.WORLD)
-    state = torch.zeros(31)
-    for seed in range(2):
-        whole = problem(seed, (17, 40, 5))
-        logits, target = (part(tensor, rank, size) for tensor in whole)
-        bce(logits.requires_grad_(), target).sum().backward()
-        values, gradient, state = oracle.harmonize("c", *whole, **OPTIONS, state=state, reduction="none")
-        values = part(values, rank, size)
-        total = oracle.norms("c", logits.detach(), target)[1].sum()
-        expected = part(gradient, rank, size) * total / values.sum()
-        torch.testing.assert_close(logits.grad.double(), expected, rtol=RELATIVE, atol=0)
-    torch.testing.assert_close(bce.ghmc.running_counts.double(), state, rtol=1e-6, atol=0)
-    if rank == 0:
-        with torch.no_grad():
-            bce(*problem(2))
+def queries(seed, groups=(2, 1)):
+    """(predictions, batch) of RT-DETR: three layers, two images, 20 queries, 5 classes; and the objects per image."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(3, 2, 20, 4, generator=generator) * 0.3 + 0.2
+    scores = torch.randn(3, 2, 20, 5, generator=generator) * 2 - 3
+    count = sum(groups)
+    batch = {"cls": torch.arange(count) % 5, "gt_groups": list(groups)}
+    batch["bboxes"] = torch.rand(count, 4, generator=generator) * 0.3 + 0.2
+    return boxes, scores, batch
 
 
 @needs_ultralytics
-@pytest.mark.slow
-def test_two_processes(tmp_path):
-    run(2, tmp_path, check_two_processes)
+@pytest.mark.parametrize("preserve", ["value", "gradient"])
+def test_rtdetr(preserve):
+    """Values or gradient norms of the varifocal loss (focal loss without objects), boxes as they were, one density."""
+    plain = RTDETRDetectionLoss(nc=5, use_vfl=True)
+    harmonized = harmonize_criterion(RTDETRDetectionLoss(nc=5, use_vfl=True), preserve=preserve, **OPTIONS)
+    assert len({id(loss) for loss in harmonized.modules() if isinstance(loss, HarmonizedBCELoss)}) == 1
+    state = torch.zeros(31)
+    for seed, groups in enumerate([(2, 1), (0, 0), (1, 1)]):
+        boxes, scores, batch = queries(seed, groups)
+        results = []
+        for criterion in (plain, harmonized):
+            leaf = scores.clone().requires_grad_()
+            targets = []
+            watch = criterion.vfl if sum(groups) else criterion.fl
+            handle = watch.register_forward_pre_hook(lambda _, given: targets.append(given[:2]))
+            losses = criterion((boxes, leaf), batch)
+            handle.remove()
+            gradient = torch.autograd.grad(losses["loss_class"] + losses["loss_class_aux"], leaf)[0]
+            results.append((losses, gradient, targets))
+        (theirs, slope, targets), (ours, gradient, _) = results
+        for key in ("loss_bbox", "loss_giou", "loss_bbox_aux", "loss_giou_aux"):
+            assert torch.equal(ours[key], theirs[key])
+        for layer, (logits, target) in zip((2, 0, 1), targets):  # the last layer comes first
+            _, expected, state = reference(logits.detach(), target, state, preserve=preserve)
+            expected = expected / expected.abs().sum()
+            share = gradient[layer] / gradient[layer].abs().sum()
+            torch.testing.assert_close(share.double(), expected, rtol=RELATIVE, atol=0)
+            if preserve == "gradient":
+                total, wanted = gradient[layer].abs().sum(), slope[layer].abs().sum()
+                torch.testing.assert_close(total, wanted, rtol=RELATIVE, atol=0)
+        if preserve == "value":
+            for key in ("loss_class", "loss_class_aux"):
+                torch.testing.assert_close(ours[key], theirs[key], rtol=RELATIVE, atol=0)
+    torch.testing.assert_close(losses_of_branches(harmonized)["detect"].running_counts.double(), state, rtol=1e-6, atol=0)
+    before = losses_of_branches(harmonized)["detect"].running_counts.clone()
+    boxes, scores, batch = queries(5)
+    with torch.no_grad():
+        ours, theirs = harmonized((boxes, scores), batch), plain((boxes, scores), batch)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert torch.equal(losses_of_branches(harmonized)["detect"].running_counts, before)
 
 
 @needs_ultralytics
 def test_other_criterion():
-    with pytest.raises(TypeError, match="criterion must be that of a YOLO detection model, got Module"):
+    with pytest.raises(TypeError, match="criterion must be that of a model that detects.*, got Module"):
         harmonize_criterion(nn.Module(), **OPTIONS)
 
 

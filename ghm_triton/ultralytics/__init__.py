@@ -1,6 +1,6 @@
-"""GHM-C as the classification loss of Ultralytics' YOLO detectors.
+"""GHM-C as the classification loss of Ultralytics' YOLO and RT-DETR.
 
-    trainer.py     the trainer
+    trainer.py     the trainers
     criterion.py   GHM-C in the criterion of a model
     __main__.py    the command line
 
@@ -15,7 +15,18 @@ except ImportError as error:
         "run pip install -e '.[ultralytics]' in the clone of ghm-triton"
     ) from error
 
-from .criterion import HarmonizedBCE
-from .trainer import GHMDetectionTrainer
+from .trainer import (
+    GHMDetectionTrainer,
+    GHMOBBTrainer,
+    GHMPoseTrainer,
+    GHMRTDETRTrainer,
+    GHMSegmentationTrainer,
+)
 
-__all__ = ["GHMDetectionTrainer", "HarmonizedBCE"]
+__all__ = [
+    "GHMDetectionTrainer",
+    "GHMOBBTrainer",
+    "GHMPoseTrainer",
+    "GHMRTDETRTrainer",
+    "GHMSegmentationTrainer",
+]

@@ -1,25 +1,33 @@
-"""Train a YOLO detector with GHM-C: what `yolo detect train` does, with another classification loss.
+"""Train a model of Ultralytics with GHM-C: what `yolo train` does, with another classification loss.
+
+The task is that of the model: detection, instance segmentation, oriented boxes, or poses; or RT-DETR.
 
 python -m ghm_triton.ultralytics model=yolo11n.yaml data=coco8.yaml epochs=100 imgsz=640 --exponent 0.5
 """
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import parse_key_value_pair
 
 from ..arguments import command_parser
-from .criterion import HarmonizedBCE
-from .trainer import GHMDetectionTrainer
+from ..losses.harmonized_bce import HarmonizedBCELoss
+from .trainer import OPTIONS, HarmonizedTrainer, trainer_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     settings = dict(options.settings)
-    names = ("bins", "momentum", "exponent")
-    trainer = type("Trainer", (GHMDetectionTrainer,), {name: getattr(options, name) for name in names})
-    YOLO(settings.pop("model"), task="detect").train(trainer=trainer, **settings)
+    path = str(settings.pop("model"))
+    model = RTDETR(path) if "rtdetr" in Path(path).stem.lower() else YOLO(path)  # as the command of Ultralytics
+    try:
+        base = trainer_of(model)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    trainer = type("Trainer", (base,), {name: getattr(options, name) for name in OPTIONS})
+    model.train(trainer=trainer, **settings)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -31,24 +39,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="training settings of Ultralytics; model is required",
     )
-    parser.add_argument("--bins", type=int, default=GHMDetectionTrainer.bins, help="number of unit regions")
+    parser.add_argument("--bins", type=int, default=HarmonizedTrainer.bins, help="number of unit regions")
     parser.add_argument(
         "--momentum",
         type=float,
-        default=GHMDetectionTrainer.momentum,
+        default=HarmonizedTrainer.momentum,
         help="momentum of the moving average of the density",
     )
     parser.add_argument(
         "--exponent",
         type=float,
-        default=GHMDetectionTrainer.exponent,
+        default=HarmonizedTrainer.exponent,
         help="exponent of the density: 1 is the paper, 0 is BCE",
+    )
+    parser.add_argument(
+        "--preserve",
+        choices=("value", "gradient"),
+        default=HarmonizedTrainer.preserve,
+        help="what the loss keeps of BCE: its value, or the L1 norm of its gradient",
     )
     options = parser.parse_intermixed_args(arguments)
     if "model" not in dict(options.settings):
         parser.error("model=... is required, for example model=yolo11n.yaml")
     try:
-        HarmonizedBCE(bins=options.bins, momentum=options.momentum, exponent=options.exponent)
+        HarmonizedBCELoss(bins=options.bins, momentum=options.momentum, exponent=options.exponent)
     except ValueError as error:
         parser.error(str(error))
     return options

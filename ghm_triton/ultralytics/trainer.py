@@ -1,49 +1,52 @@
-"""The trainer of YOLO detectors whose classification loss is GHM-C."""
+"""The trainers of Ultralytics' detectors whose classification loss is GHM-C."""
 
+from ultralytics import RTDETR
+from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
-from ghm_triton import GHMCLoss
+from ghm_triton import HarmonizedBCELoss
 from ghm_triton.density import Density
 from ghm_triton.distributed import world
 
-from .criterion import HarmonizedBCE, harmonize_criterion, losses_of_branches
+from .criterion import harmonize_criterion, losses_of_branches
 
 
-class GHMDetectionTrainer(DetectionTrainer):
-    """Ultralytics' `DetectionTrainer` with GHM-C in place of binary cross entropy.
+OPTIONS = ("bins", "momentum", "exponent", "preserve")
 
-    The classification term of each batch has the value that binary cross entropy has (:class:`HarmonizedBCE`), so that
-    the gain `cls` keeps its meaning. The box terms do not change. Each branch of an end-to-end model has its own
-    density. With several processes, the density is that of all processes.
+
+class HarmonizedTrainer(DetectionTrainer):
+    """What the trainers share. Each derives from this class and from the trainer of Ultralytics for its task.
+
+    The classification term of each batch keeps its value (:class:`ghm_triton.HarmonizedBCELoss`), so that the gain `cls`
+    keeps its meaning. The other terms do not change. Each branch of an end-to-end model has its own density. With
+    several processes, the density is that of all processes.
 
     The model and the checkpoints are those of Ultralytics. A checkpoint holds the running counts in the attribute
     `ghm_density` of its model, and `resume=True` continues from them. Loading a checkpoint does not need ghm_triton.
 
     Attributes:
-        bins, momentum, exponent: As for :func:`ghm_triton.ghmc_loss`. To change one, derive a class.
+        bins, momentum, exponent, preserve: As for :class:`ghm_triton.HarmonizedBCELoss`. To change one, derive a class.
 
     Raises:
         TypeError, ValueError: One of these attributes is not as described.
-
-    Example:
-        >>> from ultralytics import YOLO
-        >>> class Trainer(GHMDetectionTrainer):
-        ...     exponent = 0.25
-        >>> YOLO("yolo11n.yaml").train(data="coco8.yaml", trainer=Trainer)  # doctest: +SKIP
     """
 
     bins: int = 30
     momentum: float = 0.75
     exponent: float = 0.5
+    preserve: str = "value"
 
     def __init__(self, *args, **kwargs):
-        HarmonizedBCE(**self._loss_options())  # raises errors before anything is written
+        HarmonizedBCELoss(**self._loss_options())  # raises errors before anything is written
         super().__init__(*args, **kwargs)
 
     def density(self) -> dict[str, Density]:
-        """The gradient density of each branch: "one2many" and "one2one", or "detect" if there is only one.
+        """Return the gradient density of each branch: "one2many" and "one2one", or "detect" if there is only one.
 
         Raises:
             RuntimeError: `momentum` is 0, so there is no moving average.
@@ -78,8 +81,59 @@ class GHMDetectionTrainer(DetectionTrainer):
                 raise ValueError(f"bins must be {len(counts[name]) - 1} as in {self.args.model}, got {self.bins}")
             loss.running_counts.copy_(counts[name])
 
-    def _losses(self) -> dict[str, GHMCLoss]:
+    def _losses(self) -> dict[str, HarmonizedBCELoss]:
         return losses_of_branches(unwrap_model(self.model).criterion)
 
     def _loss_options(self) -> dict:
-        return {"bins": self.bins, "momentum": self.momentum, "exponent": self.exponent}
+        return {name: getattr(self, name) for name in OPTIONS}
+
+
+class GHMDetectionTrainer(HarmonizedTrainer):
+    """Ultralytics' `DetectionTrainer` with GHM-C in place of binary cross entropy. See :class:`HarmonizedTrainer`.
+
+    Example:
+        >>> from ultralytics import YOLO
+        >>> class Trainer(GHMDetectionTrainer):
+        ...     exponent = 0.25
+        >>> YOLO("yolo11n.yaml").train(data="coco8.yaml", trainer=Trainer)  # doctest: +SKIP
+    """
+
+
+class GHMSegmentationTrainer(HarmonizedTrainer, SegmentationTrainer):
+    """Ultralytics' `SegmentationTrainer` with GHM-C for the classes. The masks keep their loss."""
+
+
+class GHMOBBTrainer(HarmonizedTrainer, OBBTrainer):
+    """Ultralytics' `OBBTrainer`, for oriented boxes, with GHM-C for the classes."""
+
+
+class GHMPoseTrainer(HarmonizedTrainer, PoseTrainer):
+    """Ultralytics' `PoseTrainer` with GHM-C for the classes. The keypoints keep their losses."""
+
+
+class GHMRTDETRTrainer(HarmonizedTrainer, RTDETRTrainer):
+    """Ultralytics' `RTDETRTrainer` with GHM-C in place of the varifocal loss and the focal loss, with one density.
+
+    All decoder layers and the denoising queries share the density. It is updated several times per step.
+    """
+
+
+_TRAINERS = {
+    "detect": GHMDetectionTrainer,
+    "segment": GHMSegmentationTrainer,
+    "obb": GHMOBBTrainer,
+    "pose": GHMPoseTrainer,
+}
+
+
+def trainer_of(model) -> type[HarmonizedTrainer]:
+    """Return the trainer for the task of a `YOLO` or `RTDETR` of Ultralytics.
+
+    Raises:
+        ValueError: There is none for this task.
+    """
+    if isinstance(model, RTDETR):
+        return GHMRTDETRTrainer
+    if model.task not in _TRAINERS:
+        raise ValueError(f"model must have one of the tasks {', '.join(_TRAINERS)}, got {model.task!r}")
+    return _TRAINERS[model.task]

@@ -19,9 +19,9 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # before ultralytics is first imp
 
 from ultralytics import YOLO
 
-from ghm_triton import GHMCLoss
+from ghm_triton import GHMCLoss, HarmonizedBCELoss
 from ghm_triton.detection.digits import main as write_digits
-from ghm_triton.ultralytics import GHMDetectionTrainer, HarmonizedBCE
+from ghm_triton.ultralytics import GHMDetectionTrainer
 
 from ..arguments import command_parser, positive_int
 from ..legend import COLORS
@@ -39,7 +39,7 @@ class GradientRecorder(nn.Module):
         super().__init__()
         self.losses = {
             "BCE": nn.BCEWithLogitsLoss(reduction="none"),
-            "GHM-C": HarmonizedBCE(**OPTIONS),
+            "GHM-C": HarmonizedBCELoss(**OPTIONS),
             "GHM-C, not scaled": GHMCLoss(reduction="none", **OPTIONS),
         }
         self.rows: list[dict] = []

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.models.detection.fcos import FCOSHead
 
+from ghm_triton.losses.calls import call_loss
+
 from .base import HarmonizedLosses, match_labels
 
 
@@ -53,4 +55,4 @@ class HarmonizedFCOSHead(HarmonizedLosses, FCOSHead):
         # torchvision computes the three losses in one function; its focal loss is thrown away.
         losses = super().compute_loss(targets, head_outputs | {"cls_logits": logits.detach()}, anchors, matched_idxs)
         counted = torch.ones_like(labels, dtype=torch.bool)
-        return losses | {"classification": self.classification_loss(logits, labels, counted)}
+        return losses | {"classification": call_loss(self.classification_loss, logits, labels, counted)}

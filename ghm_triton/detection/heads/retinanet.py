@@ -5,6 +5,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from ghm_triton.losses.calls import call_loss
+
 from .base import HarmonizedLosses, match_labels, positive_deltas
 
 
@@ -36,7 +38,8 @@ class HarmonizedRetinaNetHead(HarmonizedLosses, RetinaNetHead):
 
     def _classification(self, targets, logits, matches):
         labels = match_labels(targets, matches, logits.shape[-1])
-        return self.classification_loss(logits, labels, matches != Matcher.BETWEEN_THRESHOLDS)
+        return call_loss(self.classification_loss, logits, labels, matches != Matcher.BETWEEN_THRESHOLDS)
 
     def _boxes(self, targets, deltas, anchors, matches):
-        return self.regression_loss(*positive_deltas(self.regression_head.box_coder, targets, deltas, anchors, matches))
+        positive = positive_deltas(self.regression_head.box_coder, targets, deltas, anchors, matches)
+        return call_loss(self.regression_loss, *positive)

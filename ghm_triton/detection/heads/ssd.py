@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSD
 
+from ghm_triton.losses.calls import call_loss
+
 from .base import KeepsCounts, match_labels, positive_deltas
 
 _BACKGROUND = 0  # the background is a class, so the labels of objects start at 1
@@ -29,12 +31,11 @@ class HarmonizedSSD(KeepsCounts, SSD):
         matches, logits = torch.stack(matched_idxs), head_outputs["cls_logits"]
         if self.classification_loss is not None:
             labels = match_labels(targets, matches, logits.shape[-1], _BACKGROUND)
-            losses["classification"] = self.classification_loss(logits.flatten(0, 1), labels.flatten())
+            losses["classification"] = call_loss(self.classification_loss, logits.flatten(0, 1), labels.flatten())
         if self.regression_loss is not None:
             deltas = head_outputs["bbox_regression"]
-            losses["bbox_regression"] = self.regression_loss(
-                *positive_deltas(self.box_coder, targets, deltas, anchors, matches)
-            )
+            positive = positive_deltas(self.box_coder, targets, deltas, anchors, matches)
+            losses["bbox_regression"] = call_loss(self.regression_loss, *positive)
         return losses
 
 
