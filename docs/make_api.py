@@ -1,4 +1,4 @@
-"""Write docs/api.md from the docstrings: `python docs/make_api.py`. A test compares the page with what this makes."""
+"""Write docs/api.md from the docstrings: `python docs/make_api.py`. A test compares the page with the result."""
 
 import importlib
 import inspect

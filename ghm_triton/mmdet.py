@@ -66,6 +66,8 @@ class _DropIn(Fp32Buffers):
 class GHMC(_DropIn):
     """mmdetection's GHM classification loss.
 
+    Give each head its own module: one module for two heads mixes their densities.
+
     Args:
         bins: The number of unit regions.
         momentum: The momentum of the moving average of the counts, in [0, 0.999]. The default is mmdetection's 0.
@@ -73,7 +75,7 @@ class GHMC(_DropIn):
         loss_weight: A factor of the loss.
         reduction: "mean", "sum" or "none".
         exponent: rho of the tempered density, see :func:`ghm_triton.ghmc_loss`. 1 is mmdetection's loss. 0.5 is
-            recommended except to reproduce published results.
+            recommended, see docs/exponent.md.
         activated: Whether predictions are probabilities, as the heatmaps of CenterNet are, and no logits.
 
     Raises:

@@ -1,6 +1,6 @@
 """Rewrite the tables in README.md and docs/ from the CSVs in perf/results: `python -m perf.docs`.
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with what this makes.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. A test compares the pages with the result.
 """
 
 import re
@@ -119,7 +119,7 @@ def over_bins(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_memory(compiled: pd.DataFrame) -> pd.DataFrame:
-    """Show the modeled time over that of moving the bytes: of easy tiles / of tiles that need everything."""
+    """Show the modeled time divided by that of moving the bytes: for easy tiles / for tiles that need everything."""
     rows = compiled[compiled["configuration"].isin(CONFIGURATIONS) & compiled["block"].notna()]
     step = rows["kernel"].str.extract("(accumulate|gradient)")[0]
     cells = [f"{row.easy_over_memory:.2f} / {row.hard_over_memory:.2f}" for row in rows.itertuples()]
@@ -147,7 +147,7 @@ def front_times(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_host(rows: pd.DataFrame) -> pd.DataFrame:
-    """Show the time of the host for 128 examples, the ratio to the baseline, and the launches that are left out."""
+    """Show the host time for 128 examples, the ratio to the baseline, and the number of launches not timed."""
     rows = rows[(rows["timer"] == "host") & (rows["status"] == "ok")]
     rows = rows[rows["implementation"].isin([*HOST_IMPLEMENTATIONS, *BASELINES.values()])]
     rows = rows.sort_values(["loss", "p50_ms"])

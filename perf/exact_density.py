@@ -47,7 +47,7 @@ def exact_ghmc_loss(input: Tensor, target: Tensor, counted: Tensor | None = None
     """Compute GHM-C with exact weights: the mean over the counted elements. No gradient flows through the weights.
 
     Args:
-        input: Logits, floating point, any shape. 16-bit logits are taken to fp32.
+        input: Logits, floating point, any shape. 16-bit logits are converted to fp32.
         target: Values in [0, 1], the shape of `input`.
         counted, bins: As for :func:`exact_weights`.
     """

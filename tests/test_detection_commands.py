@@ -192,7 +192,7 @@ def test_a_folder_is_all_its_images(tmp_path):
     folder = str(tmp_path)
     assert predict.find_images(["x.png", folder]) == ["x.png", f"{folder}/a.png", f"{folder}/b.JPG"]
     (tmp_path / "inside" / "c.png").unlink()
-    with pytest.raises(FileNotFoundError, match="inside, where there is none"):
+    with pytest.raises(FileNotFoundError, match="inside without images"):
         predict.find_images([str(tmp_path / "inside")])
 
 

@@ -50,7 +50,7 @@ def test_without_a_density_the_batch_is_counted():
         seen = _see(loss, norm, torch.ones(5, dtype=torch.bool), 10, "box coordinates")
         assert seen.counts.tolist() == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2] and seen.weights is None
         assert seen.percentages(weighted=True).sum().item() == pytest.approx(100)
-        assert torch.equal(seen.percentages(weighted=True), seen.shares(weighted=False))
+        assert torch.equal(seen.percentages(weighted=True), seen.percentages(weighted=False))
 
 
 def test_an_empty_region_has_no_weight():

@@ -99,4 +99,4 @@ def test_command(folder, tmp_path, capsys):
     assert "page.png: 7 anchors" in capsys.readouterr().out
     assert Image.open(tmp_path / "out" / "page.png").size == (1800, 720)
     assert hardest.main([str(tmp_path / "nothing.pt"), *options]) == 1
-    assert "nothing.pt, where there is none" in capsys.readouterr().err
+    assert f"must be an existing file, got {tmp_path / 'nothing.pt'}" in capsys.readouterr().err

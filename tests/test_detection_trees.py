@@ -128,7 +128,7 @@ def test_another_wheel_is_an_error_that_names_both_hashes(tmp_path, capsys):
 
 def test_a_missing_wheel_is_an_error(tmp_path, capsys):
     assert trees.main([str(tmp_path / "trees"), "--wheel", str(tmp_path / "none.whl")]) == 1
-    assert f"wheel must be a file, got {tmp_path / 'none.whl'}" in capsys.readouterr().err
+    assert f"wheel must be an existing file, got {tmp_path / 'none.whl'}" in capsys.readouterr().err
 
 
 def test_another_data_set_is_not_overwritten(tmp_path, monkeypatch, capsys):

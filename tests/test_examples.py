@@ -14,7 +14,13 @@ from ghm_triton import mmdet
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLIC = [getattr(ghm_triton, name) for name in ghm_triton.__all__]
-NEEDS = {"torchvision": "torchvision", "transformers": "transformers", "ultralytics": "ultralytics"}
+NEEDS = {
+    "torchvision": "torchvision",
+    "transformers": "transformers",
+    "ultralytics": "ultralytics",
+    "torch.utils.tensorboard": "tensorboard",
+    "lightning": "lightning",
+}
 
 
 def blocks():

@@ -306,3 +306,13 @@ def test_modules_of_the_variant_update_in_eval_too(device):
         module.to(device).eval()(x, target)
         state = module.acc_sum if isinstance(module, GHMC | GHMR) else module.running_counts
         assert state.sum() == (5 * 0.25 if isinstance(module, GHMC | GHMR) else 0)
+
+
+def test_repr_shows_the_settings():
+    """As `print(model)` shows them: what differs from the defaults must be visible, internal settings must not."""
+    assert repr(GHMC(bins=30, momentum=0.75)) == (
+        "GHMC(bins=30, momentum=0.75, loss_weight=1.0, reduction='mean', exponent=1.0)"
+    )
+    assert repr(GHMR(mu=0.1, reduction="sum")) == (
+        "GHMR(mu=0.1, bins=10, momentum=0.0, loss_weight=1.0, reduction='sum', exponent=1.0)"
+    )

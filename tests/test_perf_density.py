@@ -32,7 +32,10 @@ def test_files_without_counts_end_the_command(tmp_path, capsys):
     """Their CSV is not written."""
     other, csv = tmp_path / "other.pt", tmp_path / "counts.csv"
     save_checkpoint(other, {"model": {}})
-    for file, message in ((tmp_path / "none.pt", "where there is none"), (other, "must be of a RetinaNet or FCOS")):
+    for file, message in (
+        (tmp_path / "none.pt", "must be an existing file"),
+        (other, "must be of a RetinaNet or FCOS"),
+    ):
         with pytest.raises(SystemExit) as end:
             command.main([str(file), "--csv", str(csv)])
         assert end.value.code == 2 and message in capsys.readouterr().err

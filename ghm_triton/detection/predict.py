@@ -75,7 +75,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
             continue
         inside = [str(one) for one in sorted(pathlib.Path(path).iterdir()) if one.suffix.lower() in _ENDINGS]
         if not inside:
-            raise FileNotFoundError(f"image must be a file or a folder with images, got {path}, which has none")
+            raise FileNotFoundError(f"image must be a file or a folder with images, got {path} without images")
         found += inside
     return found
 

@@ -5,7 +5,7 @@
     python -m ghm_triton.detection.train --data DIR --output RUN --model retinanet_resnet50_fpn_v2
     torchrun --nproc-per-node=2 -m ghm_triton.detection.train --data DIR --output RUN
 
-After each evaluation, RUN holds checkpoint.pt, best.pt, metrics.csv with COCO's twelve numbers, losses.png, ap.png, and
+After each evaluation, RUN holds checkpoint.pt, best.pt, metrics.csv with COCO's twelve metrics, losses.png, ap.png, and
 density.png. --resume continues a run that was killed or stopped at any step.
 """
 

@@ -73,7 +73,7 @@ def ghmc_loss(
         target: Values in [0, 1] of the shape of `input`. Or integer class indices of the shape of `input` without its
             class dimension: 0 to C - 1 name the positive class, and -1 or C means background. Beside a single class
             (C = 1), bool and floating point targets of that shape are masks of 0 and 1. Integers could be either, and
-            are refused unless `class_dim` is given, which makes them class indices.
+            are rejected unless `class_dim` is given, which makes them class indices.
         mask: None, or bool, True where an element counts. It must broadcast to the shape of `input`, or have that shape
             without the class dimension. For other weights, use ``reduction="none"`` and multiply.
         class_dim: The dimension of the classes, 1 for logits of segmentation [N, C, H, W]. None: the last. Another
@@ -103,7 +103,7 @@ def ghmc_loss(
 
     Raises:
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
-            The kernels do not look at the values of targets, because that would synchronize with the GPU: there an
+            The kernels do not check the values of targets, because that would synchronize with the GPU: there an
             index outside -1 to C is background, and a value outside [0, 1] gives a meaningless loss. With the
             environment variable ``GHM_TRITON_CHECK=1`` they raise too, and each call waits for the GPU.
         RuntimeError: `backend` is "triton", but Triton cannot run; or the device has no float64, which "eager" needs.
@@ -133,8 +133,8 @@ class GHMCLoss(HarmonizedLoss):
               j(i) = \text{unit region of } g_i = |\sigma(x_i) - t_i|
 
     S_j is the moving average of the number of elements in region j. ``exponent=1`` is the paper (Li, Liu, Wang,
-    AAAI 2019, eq. 3, 8 to 13). :func:`ghm_triton.ghmc_loss` is the functional form and explains the symbols. One module
-    holds one density: two heads need two modules.
+    AAAI 2019, eq. 3, 8 to 13). :func:`ghm_triton.ghmc_loss` is the functional form and explains the symbols. Give each
+    head its own module: one module for two heads mixes their densities.
 
     Args:
         class_dim: The dimension of the classes, such as 1 for segmentation. None: the last.

@@ -1,1 +1,1 @@
-"""`python -m perf.classification`: a comparison of losses of softmax classifiers on small real images."""
+"""`python -m perf.classification` compares losses of softmax classifiers on small real images."""

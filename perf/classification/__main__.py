@@ -38,7 +38,7 @@ COLUMNS = [*KEY, "steps", "accuracy", *RECALLS, "seconds", "torch", "commit"]
 
 
 def train(data: Split, loss: Callable[[Tensor, Tensor], Tensor], *, steps: int, seed: int) -> nn.Module:
-    """Return a classifier of the training images after so many steps of BATCH images."""
+    """Train a classifier for this many steps of BATCH images and return it."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(data.train_images.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
@@ -88,14 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, ResumableCsv, Images]:
-    """Return the options, the rows that are there already, and the images."""
+    """Return the options, the existing rows, and the images."""
     parser = command_parser("perf.classification", __doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("classification.csv"), help="CSV to write or to continue")
     add("--data", choices=DATA, default="digits", help="images to learn")
     add("--root", metavar="DIR", type=Path, help="of Fashion-MNIST in torchvision's format; Debian's if not given")
     add("--imbalance", nargs="+", type=real(1), default=[1.0, 10.0, 100.0], help="first class to last class")
-    add("--wrong-labels", nargs="+", type=real(0, 1), default=[0.0, 0.2, 0.4], help="share of the training labels")
+    add("--wrong-labels", nargs="+", type=real(0, 1), default=[0.0, 0.2, 0.4], help="fraction of the training labels")
     add("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), metavar="LOSS", help="names of losses")
     add("--seeds", type=whole(1), default=10, help="runs per setting and loss")
     add("--steps", type=whole(1), default=300, help=f"of {BATCH} images")

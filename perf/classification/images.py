@@ -15,7 +15,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package datase
 
 
 class Images(NamedTuple):
-    """Images [N, pixels] in [0, 1] and class indices [N]; test images of their own, or None."""
+    """Images [N, pixels] in [0, 1] and class indices [N], and separate test images or None."""
 
     images: Tensor
     labels: Tensor

@@ -1,1 +1,1 @@
-"""`python -m perf.report`: draws what the sweep measured."""
+"""`python -m perf.report` draws what the sweep measured."""

@@ -87,7 +87,7 @@ def markdown(rows: pd.DataFrame, plots: Sequence[Plot]) -> str:
 
 
 def page(rows: pd.DataFrame, plots: Sequence[Plot]) -> str:
-    """Make the report as one HTML page, the plots in it after the tables."""
+    """Make the report as one HTML page, with the plots after the tables."""
     notes = [f'<p class="warning">{html.escape(text)}</p>' for text in warnings(rows)]
     images = [
         f'<img alt="{html.escape(plot.title)}" '

@@ -1,4 +1,4 @@
-"""The CSVs of the sweep, with their rows told apart by source."""
+"""The CSVs of the sweep, with the source of each row."""
 
 from collections.abc import Sequence
 from pathlib import Path

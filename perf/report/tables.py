@@ -12,7 +12,7 @@ HEADINGS = {"distribution": "logits"}
 
 
 def origins(rows: pd.DataFrame) -> pd.DataFrame:
-    """Tell what each source was measured with, and the command that measures it again."""
+    """Show what each source was measured with, and the command to measure it again."""
     names = ["source", "path", "effort", "device", "threads", "platform", "python", "torch", "triton", "ghm_triton"]
     names += ["commit"]
     spans = rows.groupby(names, dropna=False, sort=False)["measured_at"].agg(["min", "max"]).reset_index()

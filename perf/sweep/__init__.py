@@ -1,1 +1,1 @@
-"""`python -m perf.sweep`: times the losses and their alternatives."""
+"""`python -m perf.sweep` times the losses and their alternatives."""

@@ -18,7 +18,9 @@ class Data(NamedTuple):
     target: Tensor  # int64, one per row, `columns` for background; or [rows, columns] in the dtype of `input`
     one_hot: Tensor  # fp32 [rows, columns]: the target that binary cross entropy and focal loss get; or empty
     weight: Tensor  # fp32 ones in the shape of `target`: what mmdetection's heads pass
-    scale: Tensor  # fp32 []: the gradient that backward starts from; in fp16 as GradScaler's, or it rounds to 0
+    scale: (
+        Tensor  # fp32 []: the gradient that backward starts from; in fp16, large like GradScaler's, or it rounds to 0
+    )
 
     def double(self) -> "Data":
         """Return the same data in float64. Class indices stay as they are."""
@@ -39,7 +41,7 @@ def make_data(case: Case, device: torch.device, seed: int = 0) -> Data:
 
 
 def _classification(case, device, generator):
-    """Make logits; 0.5% of the anchors have an object. A trained head found most of these: N(0, 2) at their class."""
+    """Make logits. 0.5% of the anchors have an object; a trained head found most: N(0, 2) at their class."""
     mean, std = {"start": (-4.6, 0.1), "trained": (-7.0, 1.2), "uniform": (0.0, 1.5)}[case.distribution]
     logits = torch.empty(case.rows, case.columns, device=device).normal_(mean, std, generator=generator)
     count = max(1, round(case.rows * POSITIVE_ANCHORS))

@@ -22,7 +22,7 @@ from .timed_calls import Outcome
 CHUNK = 1 << 22  # elements at a time: temporaries stay small
 CACHED = 10**8  # elements up to which expected gradients are kept
 NEAR = 1e-6  # of a gradient norm to an edge: fp32 sigmoids differ by 1e-7
-TOLERANCE = 1e-3  # a missed region, weight or factor is off by more, fp32 rounding by far less
+TOLERANCE = 1e-3  # a wrong region, weight or factor gives a larger error, fp32 rounding a much smaller one
 
 
 class Gate:
@@ -82,7 +82,7 @@ class Gate:
         return expected
 
     def errors(self, implementation: Implementation, outcome: Outcome) -> dict[str, float]:
-        """Return "loss_error" and "gradient_error", without those of what is None in the outcome."""
+        """Return "loss_error" and "gradient_error", each only if the outcome has the value."""
         loss, gradient = self._expected(implementation.reference)
         errors = {}
         if outcome.loss is not None:
@@ -92,7 +92,7 @@ class Gate:
         return errors
 
     def _gradient_error(self, expected: Tensor, found: Tensor, reference: Callable) -> float:
-        """Return the largest error of a region. One below the smallest number of the dtype of `found` counts as 0."""
+        """Return the largest error of a region. Errors below the smallest number of the dtype of `found` count as 0."""
         info = torch.finfo(found.dtype)
         worst, largest = torch.zeros(2, self.case.bins, dtype=torch.float64, device=found.device)
         parts = (self.norm, self._rows(expected), self._rows(found))

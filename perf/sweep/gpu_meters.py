@@ -51,7 +51,7 @@ class GpuMeter(Meter):
         self.name = self.module.get_device_properties(self.device).name
 
     def times(self, calls, timer, *, budget_s, repetitions, baseline=None):
-        """Time one call after the other, with as many repetitions as fill its share; for "host" see `interleave`."""
+        """Time one call after another, each for an equal part of the time. For "host" see `interleave`."""
         if timer == "host":
             return interleave(calls, budget_s, repetitions, baseline)
         from triton import testing
@@ -82,7 +82,7 @@ class GpuMeter(Meter):
         return self.module.max_memory_allocated() - before
 
     def launches_and_waits(self, call: TimedCall) -> tuple[int, int | None]:
-        """Count what the profiler sees on the device, and the waits that PyTorch warns of."""
+        """Count the activities that the profiler sees on the device, and the waits that PyTorch warns about."""
         waits = self._waits(call)
         call.prepare()
         self.module.synchronize()

@@ -16,7 +16,7 @@ from .timed_calls import LossCall
 
 
 class Failed(Exception):
-    """A call that gets no time; `row` has its status and detail."""
+    """A call that failed and gets no time. `row` has its status and detail."""
 
     def __init__(self, status: str, detail: str = "", **values):
         self.row = {"status": status, "detail": detail} | values

@@ -49,14 +49,14 @@ class Meter(abc.ABC):
         Args:
             calls: By name.
             timer: One of `timers`.
-            budget_s: Seconds for all repetitions of all calls, which get equal shares.
+            budget_s: Seconds for all repetitions of all calls, divided equally.
             repetitions: Per call, at least and at most, whatever its share.
             baseline: The name of the call that the others are compared with.
         """
 
     @abc.abstractmethod
     def peak_bytes(self, call: TimedCall) -> int | None:
-        """Return the most memory held at once, less what was held before; None if unknown."""
+        """Return the peak memory minus the memory held before, or None if unknown."""
 
     @abc.abstractmethod
     def launches_and_waits(self, call: TimedCall) -> tuple[int | None, int | None]:
@@ -75,7 +75,7 @@ class Meter(abc.ABC):
 
 
 class CpuMeter(Meter):
-    """Wall time. Small inputs are in the cache, as they are after the layer before."""
+    """Wall time. Small inputs are in the cache, as they are after the previous layer."""
 
     timers = ("wall", "host")
 

@@ -20,13 +20,13 @@ from .measure import Failed, failure, measure_group
 from .meters import Meter
 from .timed_calls import MODES
 
-# What a case needs at most: about 100 for its gate and the rest for an implementation
+# The most that a case needs: about 100 for its gate and the rest for an implementation
 BYTES_PER_ELEMENT = {"ghmc": 160, "ghmr": 160, "cross_entropy": 80}
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """What one group of implementations gets, in one case and mode.
+    """The settings for one group of implementations, in one case and mode.
 
     Attributes:
         name: The value of the column "effort".
@@ -85,7 +85,7 @@ def sweep(
     groups = plan_groups(cases, implementations, meter.timers)
     rows = [key(*group, one) for *group, able in groups for one in able]
     done = sum(row in table for row in rows)
-    # A group runs as a whole, also if some of its rows are there: they are what the others are compared with.
+    # A group runs as a whole, even if it already has some rows: the others are compared with them.
     groups = [group for group in groups if any(key(*group[:3], one) not in table for one in group[3])]
     with tqdm(total=len(rows), initial=done, unit="row", dynamic_ncols=True) as bar:
         for case, of_case in itertools.groupby(groups, key=lambda group: group[0]):

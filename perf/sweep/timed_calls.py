@@ -15,7 +15,7 @@ MODES = ("forward", "backward", "forward_backward", "forward_no_grad")
 
 
 class Outcome(NamedTuple):
-    """What a call computes; None for what its mode does not."""
+    """The results of a call; None where its mode computes none."""
 
     loss: Tensor | None
     gradient: Tensor | None
@@ -43,7 +43,7 @@ class TimedCall:
         return outcome
 
     def release(self) -> None:
-        """Let go of tensors that prepare() made."""
+        """Release the tensors that prepare() made."""
 
 
 class LossCall(TimedCall):
@@ -61,7 +61,7 @@ class LossCall(TimedCall):
         self._loss = self._call() if self.mode == "backward" else None
 
     def release(self) -> None:
-        """Let go of the gradient and of the graph."""
+        """Release the gradient and the graph."""
         self._data.input.grad = self._loss = None
 
     def _forward(self) -> Outcome:

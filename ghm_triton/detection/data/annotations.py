@@ -58,7 +58,7 @@ def read_annotations(path: str | pathlib.Path) -> dict:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"annotations must be a file, got {path}")
+        raise FileNotFoundError(f"annotations must be an existing file, got {path}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -51,7 +51,7 @@ class CocoBoxes(Dataset):
             )
         self.images = sorted(self.content["images"], key=lambda entry: entry["id"])
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"images must be a folder, got {self.folder}, which is none")
+            raise FileNotFoundError(f"images must be an existing folder, got {self.folder}")
         missing = [entry["file_name"] for entry in self.images if not _is_file(self.folder / entry["file_name"])]
         if missing:
             raise FileNotFoundError(

@@ -55,7 +55,7 @@ def read_wheel(path: str | pathlib.Path) -> list[Photograph]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"wheel must be a file, got {path}, which does not exist")
+        raise FileNotFoundError(f"wheel must be an existing file, got {path}")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:

@@ -38,7 +38,7 @@ def load_checkpoint(path: str | pathlib.Path) -> dict:
         ValueError: The file is not a checkpoint of this package.
     """
     if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint must be a file, got {path}, which is none")
+        raise FileNotFoundError(f"checkpoint must be an existing file, got {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
