@@ -210,7 +210,9 @@ def test_bad_calls(preserve):
         with torch.set_grad_enabled(enabled):
             with pytest.raises(ValueError, match=r"target must have the shape of input, \(3, 40, 5\), got \(3, 40\)"):
                 loss(logits, labels)
-            with pytest.raises(ValueError, match=r"value must have the shape of input, \(3, 40, 5\), or be a scalar, got \(3, 40\)"):
+            with pytest.raises(
+                ValueError, match=r"value must have the shape of input, \(3, 40, 5\), or be a scalar, got \(3, 40\)"
+            ):
                 loss(logits, target, target.sum(-1))
             with pytest.raises(TypeError, match="input must be float32"):
                 loss(labels, labels)

@@ -53,8 +53,7 @@ def _describe_gpu(device: torch.device) -> str:
     module = getattr(torch, device.type)
     properties = module.get_device_properties(device)
     parts = [f"{device}, {properties.name}", f"{properties.total_memory / 2**30:.1f} GiB"]
-    with contextlib.suppress(Exception):  # not on all devices
-        parts.append(f"{free_bytes(device) / 2**30:.1f} GiB free")
+    parts.append(f"{free_bytes(device) / 2**30:.1f} GiB free")
     if device.type == "cuda" and torch.version.hip is None:
         parts += [f"compute capability {properties.major}.{properties.minor}", f"CUDA {torch.version.cuda}"]
     elif device.type == "cuda":
@@ -77,10 +76,10 @@ def driver_version() -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU; 0 for the CPU, where nothing large is tried."""
-    if device.type not in ("cuda", "xpu"):
-        return 0
-    return getattr(torch, device.type).mem_get_info(device)[0]
+    """Return the free memory of a GPU; 0 where it is unknown, and for the CPU, where nothing large is tried."""
+    with contextlib.suppress(AttributeError, RuntimeError):
+        return getattr(torch, device.type).mem_get_info(device)[0]
+    return 0
 
 
 def device_name(device: torch.device) -> str:
