@@ -83,7 +83,7 @@ def objects():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_heads(name, monkeypatch):
-    """A head computes its losses and gradients; the classification losses are what the reference gives on its targets."""
+    """A head has losses and gradients; those of the classes are what the reference gives on its targets."""
     torch.manual_seed(0)
     head = MODELS.build(ConfigDict(type=name, **HEADS[name]))
     losses = [module for module in head.modules() if isinstance(module, GHMC)]
@@ -94,7 +94,9 @@ def test_heads(name, monkeypatch):
     def record(self, pred, target, label_weight=None, reduction_override=None, **more):
         before = self.acc_sum.clone()
         value = forward(self, pred, target, label_weight, reduction_override, **more)
-        calls.append((self, pred, target, label_weight if label_weight is not None else more.get("weight"), value, before))
+        calls.append(
+            (self, pred, target, label_weight if label_weight is not None else more.get("weight"), value, before)
+        )
         return value
 
     monkeypatch.setattr(GHMC, "forward", record)
@@ -145,7 +147,9 @@ def test_labels_and_scores():
     expected, gradient, _ = harmonize("c", logits, dense, weight[:, None].expand(6, 3), **options)
     assert_close(results[0][0], expected, 10 * LOSS)
     assert_close(results[0][1], gradient, 10 * GRADIENT, 1e-8)
-    with pytest.raises(ValueError, match=r"target must be a tuple of labels \(6,\) and scores \(6,\), got \[\(6,\), \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"target must be a tuple of labels \(6,\) and scores \(6,\), got \[\(6,\), \(5,\)"
+    ):
         GHMC()(logits, (labels, scores[:5]))
 
 

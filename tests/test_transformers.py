@@ -225,9 +225,7 @@ def test_other_models():
     yolos = transformers.YolosForObjectDetection(transformers.YolosConfig(**tiny))
     with pytest.raises(TypeError, match="model must classify with a sigmoid, got YolosForObjectDetection"):
         harmonize(yolos)
-    config = transformers.DetrConfig(
-        **{**SMALL, **HEADS}, backbone_config=resnet(["stage4"]), use_timm_backbone=False
-    )
+    config = transformers.DetrConfig(**{**SMALL, **HEADS}, backbone_config=resnet(["stage4"]), use_timm_backbone=False)
     with pytest.raises(TypeError, match="model must classify with a sigmoid, got DetrForObjectDetection"):
         harmonize(transformers.DetrForObjectDetection(config))
     with pytest.raises(TypeError, match="model must be one of DeformableDetrForObjectDetection, .* got Linear"):

@@ -157,7 +157,9 @@ def test_rtdetr(preserve):
         if preserve == "value":
             for key in ("loss_class", "loss_class_aux"):
                 torch.testing.assert_close(ours[key], theirs[key], rtol=RELATIVE, atol=0)
-    torch.testing.assert_close(losses_of_branches(harmonized)["detect"].running_counts.double(), state, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        losses_of_branches(harmonized)["detect"].running_counts.double(), state, rtol=1e-6, atol=0
+    )
     before = losses_of_branches(harmonized)["detect"].running_counts.clone()
     boxes, scores, batch = queries(5)
     with torch.no_grad():

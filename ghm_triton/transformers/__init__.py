@@ -1,7 +1,7 @@
 """GHM-C as the classification loss of Hugging Face's detection transformers.
 
-    criterion.py   GHM-C in the criterion that a model builds in each forward pass
-    models.py      the models that it fits
+criterion.py   GHM-C in the criterion that a model builds in each forward pass
+models.py      the models that it fits
 """
 
 try:
