@@ -12,7 +12,7 @@ setup: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e ".[dev,lite0,perf,ultralytics,mmdet]"
+	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) -e ".[dev,lite0,perf,ultralytics,mmdet,transformers,recipes]"
 	touch $@
 
 lint: setup

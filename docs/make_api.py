@@ -11,6 +11,7 @@ SYMBOLS = {  # by module, in the order of the page
         "GHMCLoss",
         "GHMRLoss",
         "GHMCrossEntropyLoss",
+        "HarmonizedBCELoss",
         "ghmc_loss",
         "ghmr_loss",
         "ghm_cross_entropy",

@@ -50,11 +50,8 @@ _first_in_backward = contextvars.ContextVar("first_in_backward", default=False)
 
 
 @contextlib.contextmanager
-def updates_in_backward(enabled: bool) -> Iterator[None]:
-    """If `enabled`, let calls in a backward pass update the state: their first forward pass did not."""
-    if not enabled:
-        yield
-        return
+def updates_in_backward() -> Iterator[None]:
+    """Let calls in a backward pass update the state, because their first forward pass did not."""
     token = _first_in_backward.set(True)
     try:
         yield

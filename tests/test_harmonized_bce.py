@@ -176,6 +176,25 @@ def test_total(preserve):
     torch.testing.assert_close(plain, expected, rtol=RELATIVE, atol=0)
 
 
+@pytest.mark.slow
+def test_compile():
+    """One graph, without and with gradients, for the preserved value."""
+    torch._dynamo.reset()
+    loss, plain = HarmonizedBCELoss(**OPTIONS), HarmonizedBCELoss(**OPTIONS)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for seed in range(2):
+        results = []
+        for call in (compiled, plain):
+            logits, target = problem(seed)
+            values = call(logits.requires_grad_(), target)
+            values.sum().backward()
+            with torch.no_grad():
+                results.append((values.detach(), logits.grad, call(logits, target)))
+        for one, other in zip(*results):
+            torch.testing.assert_close(one, other, rtol=RELATIVE, atol=0)
+    assert torch.equal(loss.running_counts, plain.running_counts)
+
+
 def test_checkpoint():
     """The state is that of GHMCLoss, and a loaded module goes on with the same numbers."""
     loss, other = HarmonizedBCELoss(**OPTIONS), HarmonizedBCELoss(**OPTIONS)

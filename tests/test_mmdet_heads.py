@@ -83,7 +83,7 @@ def objects():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_heads(name, monkeypatch):
-    """A head computes its losses and gradients; the classification losses are what the reference gives on its targets."""
+    """A head has losses and gradients; those of the classes are what the reference gives on its targets."""
     torch.manual_seed(0)
     head = MODELS.build(ConfigDict(type=name, **HEADS[name]))
     losses = [module for module in head.modules() if isinstance(module, GHMC)]

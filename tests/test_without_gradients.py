@@ -1,4 +1,4 @@
-"""Passes without gradients of a detector in training mode: validation, and the first pass of reentrant checkpointing."""
+"""Detectors in training mode without gradients: validation, and the first pass of reentrant checkpointing."""
 
 import pytest
 import torch

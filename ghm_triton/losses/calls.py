@@ -1,5 +1,8 @@
 """Calls of a loss by a detection head or a criterion, which know that a pass without gradients is no training step."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,24 +16,29 @@ def call_loss(loss: nn.Module, *arguments) -> Tensor:
     checkpointing runs the first forward pass like that, and repeats it with gradients in the backward pass, where the
     losses otherwise leave their state as it is. That repeated pass then updates it.
     """
-    with_gradients = follow_gradients(loss)
-    if not with_gradients and loss.training:
+    if not follow_gradients(loss) and loss.training:
         loss.eval()
         try:
             return loss(*arguments)
         finally:
             loss.train()
-    with updates_in_backward(with_gradients and loss.first_pass_skipped):
-        return loss(*arguments)
+    return call_following(loss, loss, *arguments)
+
+
+def call_following(loss: nn.Module, function: Callable[..., Any], *arguments) -> Any:
+    """Call a function that updates the state of `loss`, after :func:`follow_gradients`."""
+    if not (loss.first_pass_skipped and torch.is_grad_enabled()):
+        return function(*arguments)
+    with updates_in_backward():
+        return function(*arguments)
 
 
 def follow_gradients(loss: nn.Module) -> bool:
     """Return whether gradients are enabled, and note in `loss` whether the pass before the backward pass had them."""
     enabled = torch.is_grad_enabled()
-    if not enabled:
-        loss.first_pass_skipped = True
-    elif torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-        loss.first_pass_skipped = False
-    elif not hasattr(loss, "first_pass_skipped"):
-        loss.first_pass_skipped = False
+    if enabled and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        skipped = getattr(loss, "first_pass_skipped", False)  # a repeated pass: as the first one left it
+    else:
+        skipped = not enabled
+    loss.first_pass_skipped = skipped  # type: ignore[assignment]
     return enabled

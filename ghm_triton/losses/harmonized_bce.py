@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..checks import check_choice, check_dense, check_device, check_floats
-from ..ops import updates_in_backward
 from ..options import Options, replaced
 from ..population import compute_dtype
 from ..types import Backend
 from .base import HarmonizedLoss, elementwise_loss
-from .calls import follow_gradients
+from .calls import call_following, follow_gradients
 
 Preserve = Literal["value", "gradient"]
 _NO_GRAPH = 'value must be computed from input, which requires grad, for preserve="gradient", got a constant'
@@ -34,8 +33,8 @@ class HarmonizedBCELoss(HarmonizedLoss):
     loss weight of the framework stay. What changes is which elements the gradient comes from. c and beta are constants
     of the step: no gradient flows through them.
 
-    Where gradients are disabled, as in validation, the call returns v itself and does not change the state. If `value` is
-    a total, these are the values of binary cross entropy, scaled to it.
+    Where gradients are disabled, as in validation, the call returns v itself and does not change the state. If `value`
+    is a total, these are the values of binary cross entropy, scaled to it.
 
     Args:
         preserve: "value" keeps the sum of v, and "gradient" the L1 norm of its gradient with respect to the logits.
@@ -119,17 +118,17 @@ class HarmonizedBCELoss(HarmonizedLoss):
         return f"preserve={self.preserve!r}, {super().extra_repr()}"
 
     def _harmonized(self, logits: Tensor, target: Tensor) -> Tensor:
-        state = self.running_counts
-        with updates_in_backward(self.first_pass_skipped):
-            return elementwise_loss(logits, target, None, state, self.options(), self.backend, self.process_group)
+        state, options = self.running_counts, self.options()
+        return call_following(
+            self, elementwise_loss, logits, target, None, state, options, self.backend, self.process_group
+        )
 
     def _check(self, input: Tensor, target: Tensor, value: Tensor | None) -> None:
         check_choice("preserve", self.preserve, get_args(Preserve))
         check_dense("input", input)
         check_floats("input", input)
-        for name, tensor in (("target", target), ("value", value)):
-            if tensor is None and name == "value":
-                continue
+        given = {"target": target} if value is None else {"target": target, "value": value}
+        for name, tensor in given.items():
             check_dense(name, tensor)
             check_device(name, tensor, "input", input.device)
             if tensor.shape != input.shape and not (name == "value" and tensor.dim() == 0):
@@ -172,5 +171,5 @@ def _gradient(value: Tensor, input: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _ratio(wanted: Tensor, given: Tensor) -> Tensor:
-    """The quotient of the sums, without a division by zero."""
+    """Return the quotient of the sums, without a division by zero."""
     return wanted.to(given.dtype).sum() / given.sum().clamp(min=torch.finfo(given.dtype).tiny)

@@ -46,7 +46,7 @@ def harmonize(model: PreTrainedModel, loss: HarmonizedBCELoss | None = None) -> 
     kind = getattr(model, "loss_type", None) if isinstance(model, PreTrainedModel) else None
     if kind in _SOFTMAX or type(model).__name__ in _SOFTMAX:
         raise TypeError(
-            f"model must classify with a sigmoid, got {type(model).__name__}, which classifies each query with a softmax"
+            f"model must classify with a sigmoid, got {type(model).__name__}, which classifies queries with a softmax"
         )
     if kind not in _CRITERIA:
         raise TypeError(f"model must be one of {', '.join(_CRITERIA)}, got {type(model).__name__}")

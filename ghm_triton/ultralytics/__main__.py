@@ -18,6 +18,7 @@ from .trainer import OPTIONS, HarmonizedTrainer, trainer_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
     options = _parse(arguments)
     settings = dict(options.settings)
     path = str(settings.pop("model"))

@@ -40,13 +40,14 @@ def harmonize_criterion(criterion, **options):
     Args:
         criterion: The result of `init_criterion` of a model that detects, segments instances, finds oriented boxes, or
             estimates poses, or of RT-DETR. It is changed and returned.
-        options: As for :class:`HarmonizedBCELoss`.
+        options: As for :class:`HarmonizedBCELoss`. RT-DETR has one density per process.
 
     Raises:
         TypeError: `criterion` is that of another model.
     """
     if isinstance(criterion, RTDETRDetectionLoss):
-        bce = HarmonizedBCELoss(**options)
+        # A process without objects has no denoising queries and calls less often: the others would wait for it.
+        bce = HarmonizedBCELoss(**options | {"process_group": None})
         criterion.vfl, criterion.fl = HarmonizedFocal(criterion.vfl, bce), HarmonizedFocal(criterion.fl, bce)
         return criterion
     for branch in _branches(criterion).values():

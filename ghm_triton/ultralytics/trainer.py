@@ -15,16 +15,15 @@ from ghm_triton.distributed import world
 
 from .criterion import harmonize_criterion, losses_of_branches
 
-
 OPTIONS = ("bins", "momentum", "exponent", "preserve")
 
 
 class HarmonizedTrainer(DetectionTrainer):
     """What the trainers share. Each derives from this class and from the trainer of Ultralytics for its task.
 
-    The classification term of each batch keeps its value (:class:`ghm_triton.HarmonizedBCELoss`), so that the gain `cls`
+    The classification term of each batch keeps its value (:class:`ghm_triton.HarmonizedBCELoss`), so that its gain
     keeps its meaning. The other terms do not change. Each branch of an end-to-end model has its own density. With
-    several processes, the density is that of all processes.
+    several processes, the density is that of all processes, but for RT-DETR that of each process.
 
     The model and the checkpoints are those of Ultralytics. A checkpoint holds the running counts in the attribute
     `ghm_density` of its model, and `resume=True` continues from them. Loading a checkpoint does not need ghm_triton.
@@ -114,7 +113,8 @@ class GHMPoseTrainer(HarmonizedTrainer, PoseTrainer):
 class GHMRTDETRTrainer(HarmonizedTrainer, RTDETRTrainer):
     """Ultralytics' `RTDETRTrainer` with GHM-C in place of the varifocal loss and the focal loss, with one density.
 
-    All decoder layers and the denoising queries share the density. It is updated several times per step.
+    All decoder layers and the denoising queries share the density. It is updated several times per step. Each process
+    has its own density, because a process without objects has no denoising queries.
     """
 
 
