@@ -125,7 +125,7 @@ def _softmax(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _target(case: Case, dense: Tensor) -> Tensor:
-    """The target as the call gets it. Background is -1 in even rows, and C in odd ones."""
+    """Return the target as the call gets it. Background is -1 in even rows, and C in odd ones."""
     if case.target == "bool":
         return dense > 0
     if case.target != "index":
