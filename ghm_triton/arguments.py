@@ -32,13 +32,13 @@ def command_parser(module: str, description: str, **options) -> argparse.Argumen
 
     `description` is the docstring of the command. The indented lines in it are examples, which the help shows last.
     """
-    text, examples = [], []
+    lines, examples = [], []
     for line in description.strip().splitlines():
-        (examples if line.startswith("    ") else text).append(line)
-    told = re.sub(r"\n{3,}", "\n\n", "\n".join(text)).strip()
-    shown = "\n".join(["examples:", *(f"  {line.strip()}" for line in examples)]) if examples else None
+        (examples if line.startswith("    ") else lines).append(line)
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+    epilog = "\n".join(["examples:", *(f"  {line.strip()}" for line in examples)]) if examples else None
     return argparse.ArgumentParser(
-        prog=f"python -m {module}", description=told, epilog=shown, formatter_class=_Help, **options
+        prog=f"python -m {module}", description=text, epilog=epilog, formatter_class=_Help, **options
     )
 
 

@@ -64,7 +64,7 @@ def front(rows: pd.DataFrame, losses: dict[str, str], tasks: dict[tuple[str, int
         title = tasks[task]
         for pair in losses:
             place = (*task, pair)
-            told = differences.get(place)
+            gap = differences.get(place)
             cell = f"{means[place]:.1f}" if place in means.index else ""
-            table.loc[pair, title] = f"{cell} ({told})" if told else cell
+            table.loc[pair, title] = f"{cell} ({gap})" if gap else cell
     return table[(table.drop(columns="losses") != "").any(axis=1)]
