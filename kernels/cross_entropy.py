@@ -184,7 +184,7 @@ def _cross_entropy_gradient_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """output = coefficient_j * (p Y - y) * grad of ROWS rows: one block of consecutive classes, or all classes.
+    """Write coefficient_j * (p Y - y) * grad of ROWS rows: one block of consecutive classes, or all classes.
 
     grad is one number, or one per row (ROW_GRAD).
     """
@@ -273,7 +273,7 @@ class CrossEntropyRows:
 def accumulate_cross_entropy(
     level: Level, of_rows: CrossEntropyRows, counts: torch.Tensor, sums: torch.Tensor, options: Options
 ) -> None:
-    """Writes all rows of counts and sums, one per program, and `of_rows`."""
+    """Write all rows of counts and sums, one per program, and `of_rows`."""
     tile = grids.row_tile(level, options)
     _cross_entropy_accumulate_kernel[(len(counts),)](
         level.input,
@@ -304,7 +304,7 @@ def gradient_cross_entropy(
     output: torch.Tensor,
     options: Options,
 ) -> None:
-    """Writes `output`, of the shape of the input. grad: one number, or one per row."""
+    """Write `output`, of the shape of the input. grad: one number, or one per row."""
     tile = grids.row_tile(level, options)
     parts = triton.cdiv(level.input.shape[1], tile.block) if level.input.dim() == 2 else 1
     _cross_entropy_gradient_kernel[(tile.count(level) * parts,)](
@@ -338,7 +338,7 @@ def _constants(level: Level, options: Options, tile: grids.RowTile) -> dict:
 
 
 def weigh_cross_entropy(of_rows: CrossEntropyRows, coefficients: torch.Tensor) -> torch.Tensor:
-    """The losses of the rows times their coefficients."""
+    """Return the losses of the rows times their coefficients."""
     losses = of_rows.losses
     if losses.numel():
         tile = grids.ELEMENTWISE

@@ -132,7 +132,7 @@ def _ghmc_gradient_kernel(
     BLOCK: tl.constexpr,
     ANCHORS: tl.constexpr,
 ):
-    """output = coefficient_j * (p - t) * grad, one tile per program. grad: one number, or one per element."""
+    """Write coefficient_j * (p - t) * grad, one tile per program. grad: one number, or one per element."""
     lane = tl.arange(0, BLOCK)
     if not ELEMENT_GRAD:
         grad = tl.load(grad_ptr)
@@ -182,7 +182,7 @@ def _ghmc_weigh_kernel(
     ELEMENT_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """output = coefficient_j * CE(x, t), fp32, 0 where ignored: the loss before its reduction."""
+    """Write coefficient_j * CE(x, t), fp32, 0 where ignored: the loss before its reduction."""
     tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     x = load_fp32(input_ptr, tile, n, lane)
@@ -196,7 +196,7 @@ def _ghmc_weigh_kernel(
 
 @functools.cache
 def _easy_below(bins: int) -> float:
-    """A logit, at most 0, below which the sigmoid lies in region 0 with any rounding."""
+    """Return a logit, at most 0, below which the sigmoid lies in region 0 with any rounding."""
     if bins < 3:
         return -1e-5
     logit = -math.log(bins - 1)
@@ -204,7 +204,7 @@ def _easy_below(bins: int) -> float:
 
 
 def accumulate_ghmc(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:
-    """Writes the first `programs` rows of counts and sums."""
+    """Write the first `programs` rows of counts and sums."""
     _ghmc_accumulate_kernel[(programs,)](
         *level,
         counts,
@@ -222,7 +222,7 @@ def accumulate_ghmc(level: Level, counts: torch.Tensor, sums: torch.Tensor, prog
 def gradient_ghmc(
     level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
 ) -> None:
-    """Writes `output`, of the shape of the input. grad: one number, or one per element."""
+    """Write `output`, of the shape of the input. grad: one number, or one per element."""
     _ghmc_gradient_kernel[grids.ACCUMULATE.grid(level)](
         *level,
         coefficients,
@@ -238,7 +238,7 @@ def gradient_ghmc(
 
 
 def weigh_ghmc(level: Level, coefficients: torch.Tensor, output: torch.Tensor, options: Options) -> None:
-    """Writes `output`, fp32, of the shape of the input."""
+    """Write `output`, fp32, of the shape of the input."""
     _ghmc_weigh_kernel[grids.ELEMENTWISE.grid(level)](
         *level,
         coefficients,

@@ -94,7 +94,7 @@ def _ghmr_gradient_kernel(
     ELEMENT_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """output = coefficient_j * d / sqrt(d^2 + mu^2) * grad, one tile per program; grad: one number, or one each."""
+    """Write coefficient_j * d / sqrt(d^2 + mu^2) * grad, one tile per program. grad: one number, or one each."""
     tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
@@ -127,7 +127,7 @@ def _ghmr_weigh_kernel(
     ELEMENT_WEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """output = coefficient_j * ASL1(d), fp32, 0 where ignored: the loss before its reduction."""
+    """Write coefficient_j * ASL1(d), fp32, 0 where ignored: the loss before its reduction."""
     tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     weight = load_weight(weight_ptr, tile, n, lane, COLUMNS, ANCHOR_WEIGHT, ELEMENT_WEIGHT)
@@ -137,7 +137,7 @@ def _ghmr_weigh_kernel(
 
 
 def accumulate_ghmr(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:
-    """Writes the first `programs` rows of counts and sums."""
+    """Write the first `programs` rows of counts and sums."""
     _ghmr_accumulate_kernel[(programs,)](
         *level,
         counts,
@@ -154,7 +154,7 @@ def accumulate_ghmr(level: Level, counts: torch.Tensor, sums: torch.Tensor, prog
 def gradient_ghmr(
     level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
 ) -> None:
-    """Writes `output`, of the shape of the input. grad: one number, or one per element."""
+    """Write `output`, of the shape of the input. grad: one number, or one per element."""
     _ghmr_gradient_kernel[grids.ELEMENTWISE.grid(level)](
         *level,
         coefficients,
@@ -169,7 +169,7 @@ def gradient_ghmr(
 
 
 def weigh_ghmr(level: Level, coefficients: torch.Tensor, output: torch.Tensor, options: Options) -> None:
-    """Writes `output`, fp32, of the shape of the input."""
+    """Write `output`, fp32, of the shape of the input."""
     _ghmr_weigh_kernel[grids.ELEMENTWISE.grid(level)](
         *level,
         coefficients,

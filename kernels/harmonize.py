@@ -141,7 +141,7 @@ class Rows:
         self._programs = programs
 
     def from_level(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows of this level and of the following ones."""
+        """Return the rows of this level and of the following ones."""
         first = sum(self._programs[:index])
         return self.counts[first:], self.sums[first:]
 
@@ -200,7 +200,7 @@ def _fold(counts: torch.Tensor, sums: torch.Tensor, programs: int, limit: int) -
 
 
 def _share(counts: torch.Tensor, sums: torch.Tensor, options: Options, sum_weights: bool) -> None:
-    """Writes the counts of all processes, and N, into the only row of `counts` and `sums`."""
+    """Write the counts of all processes, and N, into the only row of `counts` and `sums`."""
     bins = options.bins
     own = counts[0].double()
     total = sums[0, -1:].double() if sum_weights else own[: bins + 1].sum(0, keepdim=True)

@@ -47,7 +47,7 @@ def _launch_cross_entropy(level: Level, running_counts: torch.Tensor | None, opt
 
 
 def accumulate(population: Population, options: Options) -> Rows:
-    """Counts and loss sums per region of all levels, one row per program."""
+    """Return counts and loss sums per region of all levels, one row per program."""
     launch = _ACCUMULATE[options.loss]
     levels = population.levels()
     programs = [grids.accumulate_programs(level) for level in levels]
@@ -59,7 +59,7 @@ def accumulate(population: Population, options: Options) -> Rows:
 
 
 def _weigh(population: Population, coefficients: torch.Tensor, options: Options) -> list[torch.Tensor]:
-    """The losses of the elements, fp32, in the shapes of the inputs."""
+    """Return the losses of the elements, fp32, in the shapes of the inputs."""
     launch = _WEIGH[options.loss]
     outputs = [torch.empty_like(input, dtype=torch.float32) for input in population.inputs]
     for level, output in zip(population.levels(), outputs):

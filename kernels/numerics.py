@@ -62,7 +62,7 @@ def log_from_1(u):
 
 @triton.jit
 def add_log1p_small(total, e):
-    """total + log(1 + e) for the easy negatives of 29 or more regions, whose e = g / (1 - g) is at most 1/28.
+    """Add log(1 + e) to total for easy negatives of 29 or more regions, whose e = g / (1 - g) is at most 1/28.
 
     One fma: the compiler would move the addition behind the branch of the easy tiles, away from the multiplication.
     """
@@ -136,7 +136,7 @@ def asl1_terms(d, mu, mu_squared):
 
 @triton.jit
 def unit_region(g, BINS: tl.constexpr, AT_EDGES: tl.constexpr):
-    """The last i in 0..BINS-1 with g >= fp32(i / BINS), for g in [0, 1]; NaN gives some region.
+    """Find the last i in 0..BINS-1 with g >= fp32(i / BINS), for g in [0, 1]. NaN gives any region.
 
     AT_EDGES: for a few BINS floor(g * BINS) is one off for a g next to an edge (`floor_misses_edges`); compare there.
     """

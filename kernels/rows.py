@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def rows_of(tile, n, space, COLUMNS: tl.constexpr, CONSECUTIVE: tl.constexpr, ROWS: tl.constexpr):
-    """(index, offset of class 0, whether it exists) of the ROWS rows of a tile, which belong to one image."""
+    """Return (index, offset of class 0, whether it exists) of the ROWS rows of a tile, which belong to one image."""
     lane = tl.arange(0, ROWS)
     if CONSECUTIVE:
         row = tl.cast(tile, tl.int64) * ROWS + lane
@@ -33,7 +33,7 @@ def block_at(offset, inside, first, space, COLUMNS: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def load_block(pointer, offset, inside, first, space, OTHER, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """The logits, or the probabilities, of a block, fp32; OTHER where there is none."""
+    """Load the logits, or the probabilities, of a block, fp32; OTHER where there is none."""
     at, mask = block_at(offset, inside, first, space, COLUMNS, BLOCK)
     return tl.load(pointer + at, mask=mask, other=OTHER).to(tl.float32)
 
@@ -51,7 +51,7 @@ def load_target_block(
     CLASS_INDEX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y of a block of classes."""
+    """Load y of a block of classes."""
     column = first + tl.arange(0, BLOCK)
     if CLASS_INDEX:
         y = tl.where(column[None, :] == label[:, None], 1.0, 0.0)

@@ -33,6 +33,7 @@ def anchor_of(tile, lane, COLUMNS: tl.constexpr):
 
 @triton.jit
 def start_of(tile, lane):
+    """Return the int64 position of the first element of a tile."""
     return tl.cast(tile, tl.int64) * lane.shape[0]
 
 
@@ -61,7 +62,7 @@ def load_fp32(pointer, tile, n, lane):
 
 @triton.jit
 def store_tile(pointer, tile, n, lane, values):
-    """Writes the part of the fp32 values before the end, rounded to the type of the pointer."""
+    """Store the fp32 values before the end, rounded to the type of the pointer."""
     start = start_of(tile, lane)
     values = round_to(values, pointer.dtype.element_ty)
     if start + lane.shape[0] <= n:
@@ -72,7 +73,7 @@ def store_tile(pointer, tile, n, lane, values):
 
 @triton.jit
 def round_to(tile, TYPE: tl.constexpr):
-    """An fp32 tile in TYPE, rounded to the nearest."""
+    """Convert an fp32 tile to TYPE, rounded to nearest."""
     if INTERPRETED and TYPE == tl.bfloat16:
         tile = _round_to_bfloat16(tile)
     return tile.to(TYPE)
@@ -80,7 +81,7 @@ def round_to(tile, TYPE: tl.constexpr):
 
 @triton.jit
 def _round_to_bfloat16(tile):
-    """The nearest bfloat16, ties to even, as fp32. A cast on a GPU rounds so; the interpreter truncates."""
+    """Round fp32 to the nearest bfloat16, ties to even, as a cast on a GPU does. The interpreter truncates."""
     bits = tile.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     return tl.where(tile == tile, rounded, tile)
@@ -99,7 +100,7 @@ def is_plain(
     ANCHOR_WEIGHT: tl.constexpr,
     ELEMENT_WEIGHT: tl.constexpr,
 ):
-    """True if the tile is full and each of its elements is a counted negative (target 0, weight > 0).
+    """Whether the tile is full and each of its elements is a counted negative (target 0, weight > 0).
 
     ANCHORS: a power of two, at least the number of anchors that a tile touches.
     """
@@ -124,7 +125,7 @@ def is_plain(
 
 @triton.jit
 def _positive_as_it_was(weight):
-    """The weight as fp32, positive where it was positive: a tiny fp64 would round to 0."""
+    """Convert the weight to fp32, positive where it was positive: a tiny fp64 would round to 0."""
     rounded = weight.to(tl.float32)
     return tl.where((weight > 0) & (rounded == 0), 1e-38, rounded)
 
@@ -133,7 +134,7 @@ def _positive_as_it_was(weight):
 def load_weight(
     weight_ptr, tile, n, lane, COLUMNS: tl.constexpr, ANCHOR_WEIGHT: tl.constexpr, ELEMENT_WEIGHT: tl.constexpr
 ):
-    """The weight of each element: fp32, 1 where none was given, 0 past the end."""
+    """Load the weight of each element: fp32, 1 where none was given, 0 past the end."""
     inside = start_of(tile, lane) + lane < n
     if ANCHOR_WEIGHT:
         first, anchor, _ = anchor_of(tile, lane, COLUMNS)
@@ -147,7 +148,7 @@ def load_weight(
 
 @triton.jit
 def load_target(target_ptr, tile, n, lane, COLUMNS: tl.constexpr, CLASS_INDEX: tl.constexpr):
-    """The fp32 target of each element. A class index gives 1 in the column that it names and 0 elsewhere."""
+    """Load the fp32 target of each element. A class index gives 1 in the column that it names and 0 elsewhere."""
     if CLASS_INDEX:
         first, anchor, column = anchor_of(tile, lane, COLUMNS)
         label = tl.load(target_ptr + first + anchor, mask=start_of(tile, lane) + lane < n, other=-1).to(tl.int64)
@@ -161,7 +162,7 @@ def load_target(target_ptr, tile, n, lane, COLUMNS: tl.constexpr, CLASS_INDEX: t
 def add_by_region(
     region, loss, counts, sums, BINS: tl.constexpr, SLOTS: tl.constexpr, FIRST: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """Adds a tile to counts (all SLOTS) and its losses of the regions FIRST..BINS to sums.
+    """Add a tile to counts (all SLOTS) and its losses of the regions FIRST..BINS to sums.
 
     Present regions are added one after another: a handful beyond region 0 for a trained classifier. If there are more
     than MANY, all are added at once. VECTOR: consecutive elements of the tile in a lane; 0 if the tile is not that of
@@ -190,7 +191,7 @@ def add_by_region(
 
 @triton.jit
 def _sums_of_slots(region, loss, SLOTS: tl.constexpr, VECTOR: tl.constexpr):
-    """Sums of the losses of a tile by slot, [SLOTS]: first for each lane in registers, then over the lanes."""
+    """Sum the losses of a tile by slot, [SLOTS]: first for each lane in registers, then over the lanes."""
     LANES: tl.constexpr = region.shape[0] // 8
     r0, r1, r2, r3, r4, r5, r6, r7 = _elements_of_lanes(region, VECTOR)
     l0, l1, l2, l3, l4, l5, l6, l7 = _elements_of_lanes(loss, VECTOR)
@@ -208,7 +209,7 @@ def _sums_of_slots(region, loss, SLOTS: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def _elements_of_lanes(tile, VECTOR: tl.constexpr):
-    """The eight elements of each lane as eight tensors [LANES]. Nothing moves between registers."""
+    """Split the eight elements of each lane into eight tensors [LANES]. Nothing moves between registers."""
     LANES: tl.constexpr = tile.shape[0] // 8
     tile = tl.permute(tl.reshape(tile, [8 // VECTOR, LANES, VECTOR]), (1, 0, 2)).reshape([LANES, 2, 2, 2])
     even, odd = tl.split(tile)
@@ -223,7 +224,7 @@ def _elements_of_lanes(tile, VECTOR: tl.constexpr):
 
 @triton.jit
 def _add_one_each(sums, region, loss):
-    """Adds one loss per lane to sums [SLOTS / DIGIT, DIGIT, LANES]: the product of the one-hots of two digits."""
+    """Add one loss per lane to sums [SLOTS / DIGIT, DIGIT, LANES]: the product of the one-hots of two digits."""
     HIGH: tl.constexpr = sums.shape[0]
     high = tl.where((region // DIGIT)[None, :] == tl.arange(0, HIGH)[:, None], loss[None, :], 0.0)
     low = tl.where((region % DIGIT)[None, :] == tl.arange(0, DIGIT)[:, None], 1.0, 0.0)
@@ -232,7 +233,7 @@ def _add_one_each(sums, region, loss):
 
 @triton.jit
 def add_compensated(total, error, value):
-    """total + value with the rounding error kept apart (Kahan), for sums of many equal terms."""
+    """Add value to total, and keep the rounding error apart (Kahan), for sums of many equal terms."""
     corrected = value - error
     after = total + corrected
     lost = (after - total) - corrected

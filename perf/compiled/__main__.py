@@ -23,7 +23,7 @@ from .roofline import DEVICES, bounds, bytes_per_element, occupancy, tile_elemen
 
 
 def describe(target_name: str, configuration: str, launched: Launch, launches: int) -> dict:
-    """A row of the table."""
+    """Return a row of the table."""
     target, device = TARGETS[target_name], DEVICES[target_name]
     hip = target.backend == "hip"
     code = read(compile_launch(launched, target))

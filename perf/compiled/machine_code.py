@@ -41,6 +41,8 @@ class Block:
 
 @dataclass
 class MachineCode:
+    """What a kernel uses: sizes in bytes, registers per thread, instructions per warp."""
+
     registers: int
     spills: int
     shared: int
@@ -53,7 +55,7 @@ class MachineCode:
 
 
 def read(compiled: CompiledKernel) -> MachineCode:
-    """The code of a kernel for CUDA or HIP. Sizes in bytes, registers per thread, instructions per warp."""
+    """Read the machine code of a kernel compiled for CUDA or HIP."""
     if "cubin" in compiled.asm:
         usage, code = (_dump(compiled, option) for option in ("-res-usage", "-sass"))
         instructions = _parse_sass(code)
