@@ -15,30 +15,12 @@ from calls import ghmc_loss, ghmr_loss
 from compare import logits
 from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ghm_triton.backend import kernels
+from processes import SIZES, part, run
 from tolerances import LOSS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")]
 BACKENDS = ["eager"] + ["triton"] * (kernels is not None and not torch.cuda.is_available())  # gloo, CPU tensors
-SIZES = {2: (5, 12), 3: (7, 0, 30)}  # anchors of each process
 EXACT = 1e-5  # a sum over processes is in another order, and two roundings of fp32 longer
-
-
-def enter(rank, size, store, checks):
-    """What each process runs; several checks, since starting processes takes longer than they do."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
-    )
-    try:
-        for check in checks:
-            check(rank, size)
-    finally:
-        dist.destroy_process_group()
-
-
-def run(size, tmp_path, *checks):
-    """In so many processes joined by gloo; the first failure is raised here with its traceback."""
-    torch.multiprocessing.spawn(enter, (size, f"file://{tmp_path}/store", checks), nprocs=size)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -63,11 +45,6 @@ def test_fully_sharded(tmp_path):
 
 def test_sharded_with_cast_buffers(tmp_path):
     run(2, tmp_path, check_sharded_with_cast_buffers)
-
-
-def part(tensor, rank, size):
-    sizes = SIZES[size]
-    return tensor[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
 
 
 def problem(size, kind):

@@ -11,7 +11,7 @@ import torch
 import ghm_triton
 from ghm_triton import mmdet
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "recipes.md"  # its blocks need a model: test_recipes.py runs them
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != RECIPES)]
 PUBLIC = [getattr(ghm_triton, name) for name in ghm_triton.__all__]

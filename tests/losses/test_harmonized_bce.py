@@ -6,11 +6,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import oracle
+from bce_reference import OPTIONS, RELATIVE, reference
 from ghm_triton import HarmonizedBCELoss
-from test_distributed import part, run
-
-OPTIONS = dict(bins=30, momentum=0.75, exponent=0.5)
-RELATIVE = 2e-5  # fp32 sums over thousands of elements, and exp and log1p per element
+from processes import part, run
 
 
 def problem(seed, shape=(3, 40, 5)):
@@ -27,19 +25,6 @@ def focal(logits, target):
     wrong = p * (1 - target) + (1 - p) * target
     alpha = 0.25 * target + 0.75 * (1 - target)
     return alpha * wrong**2 * functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-
-
-def reference(logits, target, state, *, preserve="value", value=None, bins=30, momentum=0.75, exponent=0.5):
-    """(values, gradient of their sum, new state), float64. value: a function of logits and target, None for BCE."""
-    options = dict(bins=bins, momentum=momentum, exponent=exponent, reduction="none", state=state)
-    values, gradient, state = oracle.harmonize("c", logits, target, **options)
-    _, wanted, slope = oracle.norms("c", logits, target)
-    if value is not None:
-        leaf = logits.detach().double().requires_grad_()
-        wanted = value(leaf, target.double())
-        (slope,) = torch.autograd.grad(wanted.sum(), leaf)
-    scale = wanted.sum() / values.sum() if preserve == "value" else slope.abs().sum() / gradient.abs().sum()
-    return (values * scale).detach(), (gradient * scale).detach(), state
 
 
 @pytest.mark.parametrize("value", [None, focal], ids=["bce", "focal"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 pytest.importorskip("mypy")
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.slow

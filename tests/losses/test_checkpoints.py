@@ -13,7 +13,7 @@ from ghm_triton import GHMCLoss, GHMCrossEntropyLoss, GHMRLoss
 from ghm_triton.mmdet import GHMC, GHMR
 from tolerances import LOSS, assert_close
 
-FILE = pathlib.Path(__file__).parent / "data" / "checkpoint-0.1.0.pt"
+FILE = pathlib.Path(__file__).parents[1] / "data" / "checkpoint-0.1.0.pt"
 LOSSES = {
     "GHMCLoss": lambda: GHMCLoss(exponent=0.5),
     "GHMRLoss": lambda: GHMRLoss(exponent=0.5),

@@ -71,7 +71,7 @@ print([type(loss).__module__ for loss in losses])
 def run(folder, script, *arguments):
     """The output of a script with the arguments, in a process of its own."""
     command = [sys.executable, mmcv_operators.__file__, script, *arguments]
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # mmengine's checkpoints hold more than tensors
     done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)

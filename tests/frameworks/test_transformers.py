@@ -20,8 +20,8 @@ if INSTALLED:
 
     from ghm_triton.transformers import harmonize, unharmonize
 
+from bce_reference import OPTIONS, RELATIVE, reference
 from ghm_triton import HarmonizedBCELoss
-from test_harmonized_bce import OPTIONS, RELATIVE, reference
 
 SMALL = dict(d_model=32, encoder_layers=1, decoder_layers=2, num_labels=5, auxiliary_loss=True)
 HEADS = dict(encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32)

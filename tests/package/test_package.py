@@ -17,7 +17,7 @@ for needed in ("build", "pip"):  # not imported, nor searched by importlib: setu
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"could not find {needed!r}", allow_module_level=True)
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LEFT_BEHIND = (
     "__pycache__",
     "*.pyc",
@@ -122,4 +122,4 @@ def test_the_tests_run_from_the_sdist(archives, environment, tmp_path):
     assert "error" not in collected.lower().splitlines()[-1]
     place = run(environment, "-c", "import ghm_triton.kernels; print(ghm_triton.kernels.__file__)", cwd=tmp_path)
     assert place.strip() == str(unpacked / "kernels" / "__init__.py")
-    run(environment, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_density.py", cwd=unpacked)
+    run(environment, "-m", "pytest", "-p", "no:cacheprovider", "tests/losses/test_density.py", cwd=unpacked)

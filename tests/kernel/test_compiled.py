@@ -27,7 +27,7 @@ def report(tmp_path_factory):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     return pandas.read_csv(path)

@@ -159,7 +159,7 @@ def test_ignored_nan_stays_out():
 
 
 def test_without_mmdetection(monkeypatch):
-    """The error names mmdetection. tests/test_mmdet_package.py registers the classes in the real package."""
+    """The error names mmdetection. test_mmdet_package.py registers the classes in the real package."""
     monkeypatch.setitem(sys.modules, "mmdet", None)
     with pytest.raises(ImportError, match="needs mmdetection 3.x, which cannot be imported: .*mmdet"):
         mmdet.register_mmdet()

@@ -160,7 +160,7 @@ def test_several_processes(folder, tmp_path, monkeypatch):
     options = settings(folder) | dict(epochs=1, name="process", val=False)
     trainer = made["trainer"](overrides=options | dict(model="yolo11n.yaml"))
     file = dist.generate_ddp_file(trainer)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (trainer.exponent, trainer.bins) == (0.25, 12)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from bce_reference import OPTIONS, RELATIVE, reference
 from ghm_triton import HarmonizedBCELoss
-from test_harmonized_bce import OPTIONS, RELATIVE, reference
 
 os.environ.setdefault("YOLO_OFFLINE", "true")  # before ultralytics is first imported: it looks for the network
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")

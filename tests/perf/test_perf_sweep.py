@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("pandas")
 pytest.importorskip("tqdm")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 
 import pandas as pd

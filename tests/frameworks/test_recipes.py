@@ -18,7 +18,7 @@ with contextlib.suppress(ImportError):
     import effdet  # noqa: F401  it compiles code, which the poisoned torch.empty of the tests breaks
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recipes")]
-PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 MOST_LINES = 10
 
 
