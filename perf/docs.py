@@ -34,7 +34,7 @@ FRONT_TASKS = {
 FRONT_LOSSES = {
     "CE + SL1": "cross entropy + smooth L1",
     "focal + SL1": "focal loss + smooth L1",
-    "focal per image + SL1": "the same, normalized per image (torchvision)",
+    "focal per image + SL1": "focal loss per image (torchvision) + smooth L1",
     "GHM-C + SL1, exponent 0": "GHM-C with the exponent 0 (the control) + smooth L1",
     "GHM-C + SL1, exponent 0.5": "GHM-C with the exponent 0.5 + smooth L1",
     "GHM-C + GHM-R, exponent 0.5": "GHM-C + GHM-R with the exponent 0.5",
