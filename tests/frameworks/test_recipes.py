@@ -165,8 +165,8 @@ def timm_classification():
 
 
 def lightning():
-    package = pytest.importorskip("pytorch_lightning")
-    return {"pytorch_lightning": package, "nn": nn, "torch": torch, "GHMCrossEntropyLoss": GHMCrossEntropyLoss}
+    package = pytest.importorskip("lightning")
+    return {"lightning": package, "nn": nn, "torch": torch, "GHMCrossEntropyLoss": GHMCrossEntropyLoss}
 
 
 def check_lightning(names):
@@ -174,7 +174,7 @@ def check_lightning(names):
     data = torch.utils.data.TensorDataset(torch.randn(16, 8), torch.randint(3, (16,)))
     options = dict(max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     module = names["Classifier"]()
-    fit = names["pytorch_lightning"].Trainer(accelerator="cpu", enable_model_summary=False, **options).fit
+    fit = names["lightning"].Trainer(accelerator="cpu", enable_model_summary=False, **options).fit
     fit(module, torch.utils.data.DataLoader(data, batch_size=8))
     assert module.state_dict()["loss.running_counts"].sum() > 0
 
