@@ -20,7 +20,6 @@ BACKENDS = get_args(Backend)
 VARIABLE = "GHM_TRITON_BACKEND"
 CHECK_VARIABLE = "GHM_TRITON_CHECK"
 HAVE_FLOAT64 = ("cpu", "cuda", "meta")
-MAX_KERNEL_BINS = 510  # a row of counts must fit the registers of a warp
 
 
 def check_backend(backend: str | None) -> str | None:
@@ -63,11 +62,11 @@ def _has_float64(device: torch.device) -> bool:
     return True
 
 
-def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bins: int) -> bool:
+def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels run for tensors of this device and dtype. float64 always runs eagerly.
 
     Raises:
-        ValueError: `backend` is unknown, or "triton" with more bins than the kernels take.
+        ValueError: `backend` is unknown.
         RuntimeError: The argument or the environment names "triton" where it cannot run. On CPU tensors the operators
             check that the interpreter is active.
     """
@@ -75,11 +74,9 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype, bi
     if name == "eager" or dtype == torch.float64:
         return False
     if name is None:
-        return device.type in ("cuda", "xpu") and kernels is not None and bins <= MAX_KERNEL_BINS
+        return device.type in ("cuda", "xpu") and kernels is not None
     if kernels is None:
         raise RuntimeError("backend must be 'eager' or None where the package triton is not installed, got 'triton'")
-    if bins > MAX_KERNEL_BINS:
-        raise ValueError(f"bins must be at most {MAX_KERNEL_BINS} with backend='triton', got {bins}")
     if device.type not in ("cpu", "cuda", "xpu"):
         raise RuntimeError(f"backend must be 'eager' or None for tensors on {device}, got 'triton'")
     return True

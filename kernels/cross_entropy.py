@@ -32,6 +32,79 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # finite: -inf - -inf would be NaN
 
 
+@triton.jit
+def _online_softmax(
+    input_ptr,
+    target_ptr,
+    offset,
+    counted,
+    label,
+    space,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(m, s, Y) of the rows in one read of the logits, block by block."""
+    maximum = tl.full([ROWS], LOWEST, tl.float32)
+    sum_exp = tl.zeros([ROWS], tl.float32)
+    mass = tl.zeros([ROWS], tl.float32)
+    for first in range(0, COLUMNS, BLOCK):
+        z = load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
+        above = tl.maximum(maximum, tl.max(z, axis=1))
+        block_sum = tl.sum(tl.exp2((z - above[:, None]) * LOG2_E), axis=1)
+        sum_exp = sum_exp * tl.exp2((maximum - above) * LOG2_E) + block_sum
+        maximum = above
+        if not CLASS_INDEX:
+            y = load_target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, False, BLOCK)
+            mass += tl.sum(y, axis=1)
+    if CLASS_INDEX:
+        mass += 1.0
+    return maximum, sum_exp, mass
+
+
+@triton.jit
+def _terms_of_rows(
+    input_ptr,
+    target_ptr,
+    offset,
+    counted,
+    label,
+    maximum,
+    sum_exp,
+    inverse,
+    mass,
+    space,
+    smoothing,
+    COLUMNS: tl.constexpr,
+    CLASS_INDEX: tl.constexpr,
+    WHOLE_ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(CE, g) of the rows. inverse: 1 / s."""
+    log_sum = log_from_1(sum_exp)
+    if WHOLE_ROW:
+        loss = mass * log_sum
+        norm = tl.zeros([ROWS], tl.float32)
+        for first in range(0, COLUMNS, BLOCK):
+            z = load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
+            y = load_target_block(
+                target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK
+            )
+            below = z - maximum[:, None]
+            loss -= tl.sum(tl.where(y == 0, 0.0, y * below), axis=1)
+            p = tl.exp2(below * LOG2_E) * (mass * inverse)[:, None]
+            norm += 0.5 * tl.sum(tl.abs(p - y), axis=1)
+    else:
+        at_label = tl.load(input_ptr + offset + label.to(tl.int64) * space, mask=counted, other=0.0).to(tl.float32)
+        below = at_label - maximum
+        loss = log_sum - below
+        norm = 1.0 - tl.exp2(below * LOG2_E) * inverse
+    return loss, norm
+
+
 @triton.jit(do_not_specialize=["n", "tiles", "ignore_index", "smoothing"])
 def _cross_entropy_accumulate_kernel(
     input_ptr,
@@ -71,41 +144,28 @@ def _cross_entropy_accumulate_kernel(
     for tile in range(program, tiles, tl.num_programs(0)):
         row, offset, inside = rows_of(tile, n, space, COLUMNS, CONSECUTIVE, ROWS)
         label, counted = load_labels(target_ptr, row, inside, ignore_index, COLUMNS, CLASS_INDEX)
-        maximum = tl.full([ROWS], LOWEST, tl.float32)
-        sum_exp = tl.zeros([ROWS], tl.float32)
-        mass = tl.zeros([ROWS], tl.float32)
-        for first in range(0, COLUMNS, BLOCK):
-            z = load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
-            above = tl.maximum(maximum, tl.max(z, axis=1))
-            block_sum = tl.sum(tl.exp2((z - above[:, None]) * LOG2_E), axis=1)
-            sum_exp = sum_exp * tl.exp2((maximum - above) * LOG2_E) + block_sum
-            maximum = above
-            if not CLASS_INDEX:
-                y = load_target_block(
-                    target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, False, BLOCK
-                )
-                mass += tl.sum(y, axis=1)
-        log_sum = log_from_1(sum_exp)
+        maximum, sum_exp, mass = _online_softmax(
+            input_ptr, target_ptr, offset, counted, label, space, smoothing, COLUMNS, CLASS_INDEX, ROWS, BLOCK
+        )
         inverse = 1.0 / tl.where(counted, sum_exp, 1.0)
-        if CLASS_INDEX:
-            mass += 1.0
-        if WHOLE_ROW:
-            loss = mass * log_sum
-            norm = tl.zeros([ROWS], tl.float32)
-            for first in range(0, COLUMNS, BLOCK):
-                z = load_block(input_ptr, offset, counted, first, space, float("-inf"), COLUMNS, BLOCK)
-                y = load_target_block(
-                    target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK
-                )
-                below = z - maximum[:, None]
-                loss -= tl.sum(tl.where(y == 0, 0.0, y * below), axis=1)
-                p = tl.exp2(below * LOG2_E) * (mass * inverse)[:, None]
-                norm += 0.5 * tl.sum(tl.abs(p - y), axis=1)
-        else:
-            at_label = tl.load(input_ptr + offset + label.to(tl.int64) * space, mask=counted, other=0.0).to(tl.float32)
-            below = at_label - maximum
-            loss = log_sum - below
-            norm = 1.0 - tl.exp2(below * LOG2_E) * inverse
+        loss, norm = _terms_of_rows(
+            input_ptr,
+            target_ptr,
+            offset,
+            counted,
+            label,
+            maximum,
+            sum_exp,
+            inverse,
+            mass,
+            space,
+            smoothing,
+            COLUMNS,
+            CLASS_INDEX,
+            WHOLE_ROW,
+            ROWS,
+            BLOCK,
+        )
         region = unit_region(tl.maximum(norm, 0.0), BINS, AT_EDGES)
         region = tl.where(norm == norm, region, BINS)
         region = tl.where(counted, region, SLOTS - 1)
@@ -128,40 +188,6 @@ def _cross_entropy_accumulate_kernel(
     tl.store(sums_ptr + at + slots, total)
 
 
-@triton.jit
-def _write_gradient(
-    input_ptr,
-    target_ptr,
-    output_ptr,
-    offset,
-    inside,
-    counted,
-    label,
-    maximum,
-    factor,
-    scale,
-    first,
-    space,
-    smoothing,
-    COLUMNS: tl.constexpr,
-    CLASS_INDEX: tl.constexpr,
-    WHOLE_ROW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """(p Y - y) * scale of a block of classes. Rows that are not counted are not read."""
-    z = load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
-    p = tl.exp2((z - maximum[:, None]) * LOG2_E)
-    if WHOLE_ROW:
-        y = load_target_block(target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK)
-        output = (p * factor[:, None] - y) * scale[:, None]
-    else:
-        column = first + tl.arange(0, BLOCK)
-        of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
-        output = p * (factor * scale)[:, None] - of_label
-    at, mask = block_at(offset, inside, first, space, COLUMNS, BLOCK)
-    tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
-
-
 @triton.jit(do_not_specialize=["n", "smoothing"])
 def _cross_entropy_gradient_kernel(
     input_ptr,
@@ -180,19 +206,20 @@ def _cross_entropy_gradient_kernel(
     CLASS_INDEX: tl.constexpr,
     WHOLE_ROW: tl.constexpr,
     ROW_GRAD: tl.constexpr,
+    PARTS: tl.constexpr,
     CONSECUTIVE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write coefficient_j * (p Y - y) * grad of ROWS rows: one block of consecutive classes, or all classes.
+    """Write coefficient_j * (p Y - y) * grad of ROWS rows: one block of BLOCK classes if PARTS > 1, or all classes.
 
-    grad is one number, or one per row (ROW_GRAD).
+    grad is one number, or one per row (ROW_GRAD). Rows that are not counted are not read.
     """
     if CONSECUTIVE:
         space = 1
-    parts: tl.constexpr = (COLUMNS + BLOCK - 1) // BLOCK if CONSECUTIVE else 1
+    STEPS: tl.constexpr = 1 if PARTS > 1 else (COLUMNS + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
-    row, offset, inside = rows_of(program // parts, n, space, COLUMNS, CONSECUTIVE, ROWS)
+    row, offset, inside = rows_of(program // PARTS, n, space, COLUMNS, CONSECUTIVE, ROWS)
     slot = tl.load(slot_ptr + row, mask=inside, other=SLOTS - 1).to(tl.int32)
     counted = slot < SLOTS - 1
     maximum = tl.load(maximum_ptr + row, mask=inside, other=0.0)
@@ -205,47 +232,21 @@ def _cross_entropy_gradient_kernel(
     label = tl.zeros([ROWS], tl.int32)
     if CLASS_INDEX:
         label = tl.load(target_ptr + row, mask=inside, other=-1).to(tl.int32)
-    if CONSECUTIVE:
-        _write_gradient(
-            input_ptr,
-            target_ptr,
-            output_ptr,
-            offset,
-            inside,
-            counted,
-            label,
-            maximum,
-            factor,
-            scale,
-            (program % parts) * BLOCK,
-            space,
-            smoothing,
-            COLUMNS,
-            CLASS_INDEX,
-            WHOLE_ROW,
-            BLOCK,
-        )
-    else:
-        for first in range(0, COLUMNS, BLOCK):
-            _write_gradient(
-                input_ptr,
-                target_ptr,
-                output_ptr,
-                offset,
-                inside,
-                counted,
-                label,
-                maximum,
-                factor,
-                scale,
-                first,
-                space,
-                smoothing,
-                COLUMNS,
-                CLASS_INDEX,
-                WHOLE_ROW,
-                BLOCK,
+    for step in range(STEPS):
+        first = (program % PARTS + step) * BLOCK  # STEPS or PARTS is 1
+        z = load_block(input_ptr, offset, counted, first, space, 0.0, COLUMNS, BLOCK)
+        p = tl.exp2((z - maximum[:, None]) * LOG2_E)
+        if WHOLE_ROW:
+            y = load_target_block(
+                target_ptr, offset, counted, label, first, space, smoothing, COLUMNS, CLASS_INDEX, BLOCK
             )
+            output = (p * factor[:, None] - y) * scale[:, None]
+        else:
+            column = first + tl.arange(0, BLOCK)
+            of_label = tl.where(column[None, :] == label[:, None], scale[:, None], 0.0)
+            output = p * (factor * scale)[:, None] - of_label
+        at, mask = block_at(offset, inside, first, space, COLUMNS, BLOCK)
+        tl.store(output_ptr + at, round_to(output, output_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -258,28 +259,31 @@ def _cross_entropy_weigh_kernel(slot_ptr, loss_ptr, coefficients_ptr, n, BLOCK: 
     store_tile(loss_ptr, tile, n, lane, tl.where(loss != 0, coefficient * loss, 0.0))
 
 
-class CrossEntropyRows:
-    """What the forward pass finds for each row, in the shape of the class indices.
+programs = grids.row_programs
 
-    kept: the maximum and Y / s (fp32), and the slot (int16). losses: fp32, or None unless they are asked for.
+
+def buffers(level: Level, options: Options) -> list[torch.Tensor]:
+    """Return tensors for what the forward pass finds per row, in the shape of the class indices.
+
+    The maximum and Y / s (fp32) and the slot (int16), which the gradient needs; then for "none" the loss (fp32).
     """
-
-    def __init__(self, level: Level, options: Options):
-        shape, new_empty = loss_shape(level.input, options), level.input.new_empty
-        self.kept = [new_empty(shape, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int16)]
-        self.losses = new_empty(shape, dtype=torch.float32) if options.unreduced else None
+    types = [torch.float32, torch.float32, torch.int16] + [torch.float32] * options.unreduced
+    return [level.input.new_empty(loss_shape(level.input, options), dtype=dtype) for dtype in types]
 
 
-def accumulate_cross_entropy(
-    level: Level, of_rows: CrossEntropyRows, counts: torch.Tensor, sums: torch.Tensor, options: Options
+def accumulate(
+    level: Level, buffers: list[torch.Tensor], counts: torch.Tensor, sums: torch.Tensor, options: Options
 ) -> None:
-    """Write all rows of counts and sums, one per program, and `of_rows`."""
+    """Write all rows of counts and sums, one per program, and `buffers`."""
+    maximum, factor, slot, *losses = buffers
     tile = grids.row_tile(level, options)
     _cross_entropy_accumulate_kernel[(len(counts),)](
         level.input,
         level.target,
-        *of_rows.kept,
-        of_rows.losses,
+        maximum,
+        factor,
+        slot,
+        losses[0] if losses else None,
         counts,
         sums,
         len(level.input),
@@ -294,20 +298,13 @@ def accumulate_cross_entropy(
     )
 
 
-def gradient_cross_entropy(
-    level: Level,
-    coefficients: torch.Tensor,
-    maximum: torch.Tensor,
-    factor: torch.Tensor,
-    slot: torch.Tensor,
-    grad: torch.Tensor,
-    output: torch.Tensor,
-    options: Options,
+def gradient(
+    level: Level, kept: list[torch.Tensor], grad: torch.Tensor, output: torch.Tensor, options: Options
 ) -> None:
-    """Write `output`, of the shape of the input. grad: one number, or one per row."""
+    """Write `output`, of the shape of the input. grad: one number, or one per row. kept: coefficients, `buffers`."""
+    coefficients, maximum, factor, slot = kept
     tile = grids.row_tile(level, options)
-    parts = triton.cdiv(level.input.shape[1], tile.block) if level.input.dim() == 2 else 1
-    _cross_entropy_gradient_kernel[(tile.count(level) * parts,)](
+    _cross_entropy_gradient_kernel[(tile.count(level) * tile.parts,)](
         level.input,
         level.target,
         coefficients,
@@ -321,8 +318,20 @@ def gradient_cross_entropy(
         options.label_smoothing,
         SLOTS=len(coefficients),
         ROW_GRAD=grad.dim() > 0,
+        PARTS=tile.parts,
         **_constants(level, options, tile),
     )
+
+
+def weigh(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
+    """Multiply the losses of the rows by their coefficients, in place, and return them."""
+    _, _, slot, losses = buffers
+    if losses.numel():
+        tile = grids.ELEMENTWISE
+        _cross_entropy_weigh_kernel[(triton.cdiv(losses.numel(), tile.block),)](
+            slot, losses, coefficients, losses.numel(), BLOCK=tile.block, num_warps=tile.warps
+        )
+    return losses
 
 
 def _constants(level: Level, options: Options, tile: grids.RowTile) -> dict:
@@ -335,14 +344,3 @@ def _constants(level: Level, options: Options, tile: grids.RowTile) -> dict:
         BLOCK=tile.block,
         num_warps=tile.warps,
     )
-
-
-def weigh_cross_entropy(of_rows: CrossEntropyRows, coefficients: torch.Tensor) -> torch.Tensor:
-    """Return the losses of the rows times their coefficients."""
-    losses = of_rows.losses
-    if losses.numel():
-        tile = grids.ELEMENTWISE
-        _cross_entropy_weigh_kernel[(triton.cdiv(losses.numel(), tile.block),)](
-            of_rows.kept[-1], losses, coefficients, losses.numel(), BLOCK=tile.block, num_warps=tile.warps
-        )
-    return losses

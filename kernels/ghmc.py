@@ -203,10 +203,22 @@ def _easy_below(bins: int) -> float:
     return logit - 1e-5 * max(1.0, -logit)
 
 
-def accumulate_ghmc(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:
-    """Write the first `programs` rows of counts and sums."""
-    _ghmc_accumulate_kernel[(programs,)](
-        *level,
+programs = grids.accumulate_programs
+
+
+def buffers(level: Level, options: Options) -> list[torch.Tensor]:
+    """Return nothing: the other kernels find the region of an element again."""
+    return []
+
+
+def accumulate(
+    level: Level, buffers: list[torch.Tensor], counts: torch.Tensor, sums: torch.Tensor, options: Options
+) -> None:
+    """Write all rows of counts and sums, one per program."""
+    _ghmc_accumulate_kernel[(len(counts),)](
+        level.input,
+        level.target,
+        level.weight,
         counts,
         sums,
         level.input.numel(),
@@ -219,12 +231,15 @@ def accumulate_ghmc(level: Level, counts: torch.Tensor, sums: torch.Tensor, prog
     )
 
 
-def gradient_ghmc(
-    level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
+def gradient(
+    level: Level, kept: list[torch.Tensor], grad: torch.Tensor, output: torch.Tensor, options: Options
 ) -> None:
-    """Write `output`, of the shape of the input. grad: one number, or one per element."""
+    """Write `output`, of the shape of the input. grad: one number, or one per element. kept: the coefficients."""
+    (coefficients,) = kept
     _ghmc_gradient_kernel[grids.ACCUMULATE.grid(level)](
-        *level,
+        level.input,
+        level.target,
+        level.weight,
         coefficients,
         grad,
         output,
@@ -237,10 +252,15 @@ def gradient_ghmc(
     )
 
 
-def weigh_ghmc(level: Level, coefficients: torch.Tensor, output: torch.Tensor, options: Options) -> None:
-    """Write `output`, fp32, of the shape of the input."""
+def weigh(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
+    """Return the losses of the elements times their coefficients, fp32, of the shape of the input."""
+    output = torch.empty_like(level.input, dtype=torch.float32)
+    if not output.numel():
+        return output
     _ghmc_weigh_kernel[grids.ELEMENTWISE.grid(level)](
-        *level,
+        level.input,
+        level.target,
+        level.weight,
         coefficients,
         output,
         level.input.numel(),
@@ -248,3 +268,4 @@ def weigh_ghmc(level: Level, coefficients: torch.Tensor, output: torch.Tensor, o
         CLASS_INDEX=level.class_index,
         **grids.specialize(level, options, grids.ELEMENTWISE),
     )
+    return output

@@ -136,10 +136,22 @@ def _ghmr_weigh_kernel(
     store_tile(output_ptr, tile, n, lane, tl.where((weight > 0) & (loss != 0), coefficient * loss, 0.0))
 
 
-def accumulate_ghmr(level: Level, counts: torch.Tensor, sums: torch.Tensor, programs: int, options: Options) -> None:
-    """Write the first `programs` rows of counts and sums."""
-    _ghmr_accumulate_kernel[(programs,)](
-        *level,
+programs = grids.accumulate_programs
+
+
+def buffers(level: Level, options: Options) -> list[torch.Tensor]:
+    """Return nothing: the other kernels find the region of an element again."""
+    return []
+
+
+def accumulate(
+    level: Level, buffers: list[torch.Tensor], counts: torch.Tensor, sums: torch.Tensor, options: Options
+) -> None:
+    """Write all rows of counts and sums, one per program."""
+    _ghmr_accumulate_kernel[(len(counts),)](
+        level.input,
+        level.target,
+        level.weight,
         counts,
         sums,
         level.input.numel(),
@@ -151,12 +163,15 @@ def accumulate_ghmr(level: Level, counts: torch.Tensor, sums: torch.Tensor, prog
     )
 
 
-def gradient_ghmr(
-    level: Level, coefficients: torch.Tensor, grad: torch.Tensor, output: torch.Tensor, options: Options
+def gradient(
+    level: Level, kept: list[torch.Tensor], grad: torch.Tensor, output: torch.Tensor, options: Options
 ) -> None:
-    """Write `output`, of the shape of the input. grad: one number, or one per element."""
+    """Write `output`, of the shape of the input. grad: one number, or one per element. kept: the coefficients."""
+    (coefficients,) = kept
     _ghmr_gradient_kernel[grids.ELEMENTWISE.grid(level)](
-        *level,
+        level.input,
+        level.target,
+        level.weight,
         coefficients,
         grad,
         output,
@@ -168,10 +183,15 @@ def gradient_ghmr(
     )
 
 
-def weigh_ghmr(level: Level, coefficients: torch.Tensor, output: torch.Tensor, options: Options) -> None:
-    """Write `output`, fp32, of the shape of the input."""
+def weigh(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
+    """Return the losses of the elements times their coefficients, fp32, of the shape of the input."""
+    output = torch.empty_like(level.input, dtype=torch.float32)
+    if not output.numel():
+        return output
     _ghmr_weigh_kernel[grids.ELEMENTWISE.grid(level)](
-        *level,
+        level.input,
+        level.target,
+        level.weight,
         coefficients,
         output,
         level.input.numel(),
@@ -179,3 +199,4 @@ def weigh_ghmr(level: Level, coefficients: torch.Tensor, output: torch.Tensor, o
         options.mu * options.mu,
         **grids.specialize(level, options, grids.ELEMENTWISE),
     )
+    return output

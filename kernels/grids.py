@@ -30,7 +30,7 @@ ACCUMULATE = Tile(8 * LANES, 1)  # one warp: each tile leaves the fast path alon
 ELEMENTWISE = Tile(2048, 4)
 
 
-def accumulate_programs(level: Level) -> int:
+def accumulate_programs(level: Level, options: Options) -> int:
     """The number of programs that count a level: one per tile, at most as many as are resident at once."""
     return min(*ACCUMULATE.grid(level), resident_programs(level.input.device))
 
@@ -69,11 +69,18 @@ def touched_anchors(level: Level, tile: Tile, least: int) -> int:
 
 
 class RowTile(NamedTuple):
-    """The rows of logits and the classes of them that a program takes at once, and its warps."""
+    """The rows of logits and the classes of them that a program takes at once, and its warps.
+
+    Attributes:
+        rows, block: Rows, and classes of each of them.
+        parts: Programs that share the classes of the rows in the gradient, which needs no sum over them.
+        warps: Of a program.
+    """
 
     rows: int
     block: int
-    warps: int
+    parts: int
+    warps: int = 1  # the rows are reduced in registers, and nothing waits at a barrier
 
     def count(self, level: Level) -> int:
         """The tiles of all rows, each with as many blocks of classes as it takes."""
@@ -82,15 +89,17 @@ class RowTile(NamedTuple):
 
 
 def row_tile(level: Level, options: Options) -> RowTile:
-    """For logits [A, C] or [A, C, S]. One warp: its rows are reduced in registers, and nothing waits at a barrier."""
+    """For logits [A, C] or [A, C, S]."""
     columns, vector = level.input.shape[1], 16 // level.input.element_size()
-    if level.input.dim() == 2:
-        block = min(triton.next_power_of_2(columns), 32 * LANES)
-        return RowTile(min(32 * LANES // block, 4 * LANES), block, 1)
-    inner = level.input.shape[2:].numel()
-    rows = min(vector * LANES, triton.next_power_of_2(inner))
-    block = 2 if reads_whole_rows(level, options) else 4  # more would spill
-    return RowTile(rows, min(block, triton.next_power_of_2(columns)), 1)
+    if level.input.dim() > 2:
+        inner = level.input.shape[2:].numel()
+        rows = min(vector * LANES, triton.next_power_of_2(inner))
+        block = 2 if reads_whole_rows(level, options) else 4  # more would spill
+        return RowTile(rows, min(block, triton.next_power_of_2(columns)), 1)
+    if columns < 32:  # several rows per lane; wider blocks would repeat the work of a row in several lanes
+        return RowTile(4 * LANES, min(4, triton.next_power_of_2(columns)), 1)
+    block = min(triton.next_power_of_2(columns), 32 * LANES)
+    return RowTile(32 * LANES // block, block, triton.cdiv(columns, block))
 
 
 def reads_whole_rows(level: Level, options: Options) -> bool:

@@ -141,9 +141,10 @@ class Rows:
         self._programs = programs
 
     def from_level(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows of this level and of the following ones."""
+        """Return the rows of one level."""
         first = sum(self._programs[:index])
-        return self.counts[first:], self.sums[first:]
+        rows = slice(first, first + self._programs[index])
+        return self.counts[rows], self.sums[rows]
 
 
 def launch_harmonize(

@@ -8,8 +8,10 @@
     reciprocal_small(e) = 1 / (1 + e), 0 <= e <= 1/28 relative error below 2e-7
 
 The hardware's exp2 is not used: rounding x * log2(e) alone costs 1e-6 of the result at x = -20, where easy
-negatives lie. Its division spends half its instructions on a range that 1 + e does not have. The coefficients are
-minimax fits (Remez exchange, 40 digits) that keep the values at 0 exact.
+negatives lie. Two modules take `tl.exp2` all the same, and the last bits of their results are those of the device:
+cross_entropy.py, where x is z - max, so that the error is below 2e-7 of the largest term of a row, and harmonize.py,
+which needs it once per region. The hardware's division spends half its instructions on a range that 1 + e does not
+have. The coefficients are minimax fits (Remez exchange, 40 digits) that keep the values at 0 exact.
 """
 
 import triton

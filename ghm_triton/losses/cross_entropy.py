@@ -105,7 +105,7 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
     Args:
         ignore_index: Class index of the examples that do not count, or None.
         label_smoothing: e in [0, 1]: the target is (1 - e) y + e / C.
-        bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
+        bins: M, the number of unit regions of the gradient norm, from 1 to 510.
         exponent: rho in [0, 1]: the share of region k in the total weight is proportional to S_k^(1 - rho). 1 has the
             density of the paper, and 0 is plain cross entropy.
         momentum: The decay a in the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999].

@@ -80,7 +80,7 @@ def ghmc_loss(
             dimension than the last costs a copy of the logits. It must be given where sizes fit both.
         ignore_index: Elements with this target, or all elements of a class index of this value, do not count, such as
             255 in masks. None: all count.
-        bins: M, the number of unit regions, from 1 to 4096.
+        bins: M, the number of unit regions, from 1 to 510.
         exponent: rho in [0, 1].
         momentum: The decay a in the moving average S_j <- a S_j + (1 - a) R_j, where R_j is the number of elements of
             this call in region j. In [0, 0.999]. The default is 0 because a function keeps no state. The modules keep
@@ -139,7 +139,7 @@ class GHMCLoss(HarmonizedLoss):
     Args:
         class_dim: The dimension of the classes, such as 1 for segmentation. None: the last.
         ignore_index: The target of elements that do not count, such as 255, or None.
-        bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
+        bins: M, the number of unit regions of the gradient norm, from 1 to 510.
         exponent: rho in [0, 1]: the share of region k in the total weight is proportional to S_k^(1 - rho). 0 is plain
             cross entropy.
         momentum: The decay a in the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999].

@@ -96,7 +96,7 @@ class GHMRLoss(HarmonizedLoss):
 
     Args:
         mu: The transition point of ASL1 from quadratic to linear, in the units of the deltas, from 1e-15 to 1e12.
-        bins: M, the number of unit regions of the gradient norm, from 1 to 4096.
+        bins: M, the number of unit regions of the gradient norm, from 1 to 510.
         exponent: rho in [0, 1]: the share of region k in the total weight is proportional to S_k^(1 - rho). 0 is plain
             ASL1.
         momentum: The decay a in the moving average S_j <- a S_j + (1 - a) R_j of the counts per region, in [0, 0.999].

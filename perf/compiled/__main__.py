@@ -34,7 +34,7 @@ def describe(target_name: str, configuration: str, launched: Launch, launches: i
         kernel=launched.name,
         configuration=configuration,
         launches_of_the_call=launches,
-        block=tile_elements(launched),
+        block=tile_elements(launched, code.depth),
         warps=warps,
         registers=code.registers,
         spills=code.spills,
@@ -43,7 +43,7 @@ def describe(target_name: str, configuration: str, launched: Launch, launches: i
         store_bytes=code.store,
         atomics=code.atomics,
         occupancy=occupancy(code, warps, device, hip),
-        part="loop" if code.in_loop else "kernel",
+        part="loop" if code.depth else "kernel",
     )
     if row["block"]:
         row["bytes_per_element"] = bytes_per_element(launched)

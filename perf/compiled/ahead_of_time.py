@@ -6,6 +6,7 @@ TRITON_INTERPRET must not be set: the kernels have to be decorated for compilati
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -15,6 +16,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction, KernelParam
 
 import ghm_triton
+from ghm_triton import interpreter
 from ghm_triton.losses.base import elementwise_loss
 from ghm_triton.options import Options
 
@@ -73,15 +75,13 @@ def collect(call: Callable, target: GPUTarget) -> list[Launch]:
         arguments = dict(zip(self.arg_names, args)) | {k: v for k, v in kwargs.items() if k in self.arg_names}
         launches.append(Launch(self, arguments, {k: v for k, v in kwargs.items() if k not in self.arg_names}))
 
-    run, tile, lanes = JITFunction.run, grids.ACCUMULATE, grids.LANES
-    JITFunction.run, grids.ACCUMULATE = record, grids.Tile(8 * target.warp_size, 1)
-    grids.LANES = target.warp_size
-    triton.knobs.runtime.interpret = True  # lets the public functions take CPU tensors
-    try:
+    with (
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(grids, "LANES", target.warp_size),
+        mock.patch.object(grids, "ACCUMULATE", grids.Tile(8 * target.warp_size, 1)),
+        mock.patch.object(interpreter, "interpreting", lambda: True),  # lets the public functions take CPU tensors
+    ):
         call()
-    finally:
-        JITFunction.run, grids.ACCUMULATE, grids.LANES = run, tile, lanes
-        triton.knobs.runtime.interpret = False
     return launches
 
 

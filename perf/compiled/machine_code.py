@@ -51,7 +51,7 @@ class MachineCode:
     atomics: int
     shortest: Counter
     longest: Counter
-    in_loop: bool
+    depth: int
 
 
 def read(compiled: CompiledKernel) -> MachineCode:
@@ -68,7 +68,7 @@ def read(compiled: CompiledKernel) -> MachineCode:
         # scalar registers spill into lanes of a vector register; what reaches memory needs a private segment
         spills = sum(map(int, re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size):\s*(\d+)", code)))
     blocks = _blocks(instructions)
-    loop = _input_loop(blocks)
+    loop, depth = _input_loop(blocks)
     shortest, longest = _ways(blocks, loop)
     return MachineCode(
         registers=registers,
@@ -79,7 +79,7 @@ def read(compiled: CompiledKernel) -> MachineCode:
         atomics=sum(kind == "atomic" for _, _, kind, *_ in instructions),
         shortest=shortest,
         longest=longest,
-        in_loop=loop is not None,
+        depth=depth,
     )
 
 
@@ -160,22 +160,25 @@ def _blocks(instructions):
 
 
 def _input_loop(blocks):
-    """(first, last) index of the shortest loop with one of the widest loads, or None.
+    """((first, last) index of the shortest loop with one of the widest loads, or None; how many loops it is in).
 
-    A jump back to code that does not lead to the jump again is no loop: masked loads on AMD may be laid out so.
+    A loop is in itself. A jump back to code that does not lead to the jump again is no loop: masked loads on AMD may be
+    laid out so.
     """
     at = {block.start: index for index, block in enumerate(blocks)}
     widest = max(block.load for block in blocks)
-    loops = [
+    loops = {
         (at[target], index)
         for index, block in enumerate(blocks)
         for target in block.targets
-        if target in at
-        and at[target] <= index
-        and any(b.load == widest for b in blocks[at[target] : index + 1])
-        and _leads_to(blocks, at, at[target], index)
-    ]
-    return min(loops, key=lambda loop: loop[1] - loop[0], default=None)
+        if target in at and at[target] <= index and _leads_to(blocks, at, at[target], index)
+    }
+    loading = [loop for loop in loops if any(block.load == widest for block in blocks[loop[0] : loop[1] + 1])]
+    if not loading:
+        return None, 0
+    first, last = min(loading, key=lambda loop: loop[1] - loop[0])
+    starts = {start for start, end in loops if start <= first and end >= last}  # two jumps back to one start: one loop
+    return (first, last), len(starts)
 
 
 def _leads_to(blocks, at, start, goal):

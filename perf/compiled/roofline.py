@@ -43,10 +43,17 @@ SIMDS, WAVES, LANE_REGISTERS = 4, 8, 512  # of a compute unit; waves and registe
 REGISTERS = 65536  # of a multiprocessor
 
 
-def tile_elements(launched: Launch) -> int | None:
-    """Elements that a program takes at once: BLOCK, or of a softmax the classes of BLOCK that exist, of ROWS rows."""
+def tile_elements(launched: Launch, depth: int) -> int | None:
+    """Elements of a tile: BLOCK, or of a softmax the classes of ROWS rows, or BLOCK of these classes.
+
+    depth: How many loops the counted code is in. Compilers unroll the loop over the classes if there are few.
+    """
     block, rows, columns = (launched.arguments.get(name) for name in ("BLOCK", "ROWS", "COLUMNS"))
-    return block if not block or rows is None else rows * min(block, columns)
+    if not block or rows is None:
+        return block
+    over_tiles = "tiles" in launched.arguments
+    whole = launched.arguments.get("PARTS", 1) == 1 and depth == over_tiles
+    return rows * (columns if whole else min(block, columns))
 
 
 def bytes_per_element(launched: Launch) -> float:

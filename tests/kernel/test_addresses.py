@@ -140,7 +140,7 @@ def test_past_2_to_31_elements(kind, last_programs_only, monkeypatch):
     assert_close(grad.view(-1)[-kept:], expected.view(-1)[-kept:].double(), 0)
     assert grad.view(-1)[-kept:].abs().sum() > 0
 
-    rows_of_sums = launch.accumulate(whole, options)
+    rows_of_sums = launch.accumulate(whole, [[]], options)
     tiles = x.numel() % grids.ACCUMULATE.block
     cut = grids.ACCUMULATE.block + tiles  # elements of the last two programs
     counts = rows_of_sums.counts[-2:].sum(0)
