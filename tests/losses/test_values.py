@@ -328,7 +328,7 @@ def test_counts_are_exact_past_2_to_24(device):
     """float32 cannot count past 2^24 one by one; the state holds the nearest float32 of an exact count."""
     x = torch.full((2**24 + 4, 1), -9.0, device=device)
     state = torch.zeros(11, device=device)
-    calls.ghmc_loss(x, torch.full((len(x),), -1, device=device), bins=10, running_counts=state)
+    calls.ghmc_loss(x, torch.full((len(x),), -1, device=device), bins=10, running_counts=state, class_dim=-1)
     assert state[0].item() == 2**24 + 4
 
 

@@ -135,7 +135,8 @@ KILLED = """
 import os, signal, sys, pandas, torch
 from perf.resumable_csv import ResumableCsv
 from perf.sweep import meters
-from tests import test_perf_sweep as tests
+sys.path.append("tests/perf")
+import test_perf_sweep as tests
 
 torch.set_num_threads(1)
 meters.COPY_BYTES["cpu"] = 1 << 20
@@ -391,7 +392,8 @@ def test_graph_plan():
 
 HOST = """
 import sys
-from tests import test_perf_sweep as tests
+sys.path.append("tests/perf")
+import test_perf_sweep as tests
 from perf.sweep.cases import plan_cases
 
 cases = [case for case in plan_cases(quick=True, device=tests.CPU) if case.size == "host time"]
