@@ -20,9 +20,9 @@ def counted(weight):
 
 def ghmc_loss(input, target, weight=None, *, variant="paper", exponent=1.0, **options):
     options["exponent"] = exponent
+    options.setdefault("class_dim", -1)  # integers are class indices beside a single class too
     if variant == "mmdet":
         return _of_mmdetection("ghmc", input, target, weight, **({"bins": 30} | options))
-    options.setdefault("class_dim", -1)  # integers are class indices beside a single class too
     return ghm_triton.ghmc_loss(input, target, counted(weight), **options)
 
 

@@ -53,6 +53,7 @@ def check_targets(level: Level) -> None:
     least, most = (value.item() for value in target.aminmax())
     if least >= low - slack and most <= high + slack:
         return
+    target = target if target.is_floating_point() else target.long()  # uint8 has no -1, and int8 no 200 to compare with
     wrong = ((target < low - slack) | (target > high + slack)) & _counted(level)
     if wrong.any():
         allowed = f"class indices from 0 to {high - 1}, or -1 or {high} for the background" if level.class_index else ""

@@ -132,3 +132,15 @@ def test_wrong_targets_in_a_compiled_call():
     with pytest.raises(ValueError, match="got 9"):
         compiled(x, torch.full((6,), 9), momentum=0.5, running_counts=state)
     assert state.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype, classes, ignored", [(torch.uint8, 5, 255), (torch.int8, 200, -7)], ids=str)
+def test_indices_of_small_types(dtype, classes, ignored, backend, device):
+    """-1 and 200 cannot be compared with in these types: valid labels beside an ignored one were refused."""
+    x = torch.randn(6, classes, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.tensor([0, ignored, 3, 2, 4, 1], device=device)
+    expected = ghmc_loss(x, labels, ignore_index=ignored, backend=backend)
+    assert torch.equal(ghmc_loss(x, labels.to(dtype), ignore_index=ignored, backend=backend), expected)
+    if backend == "eager":
+        with pytest.raises(ValueError, match=f"class indices from 0 to {classes - 1}, .*, got {ignored}$"):
+            ghmc_loss(x, labels.to(dtype), backend=backend)
