@@ -56,7 +56,8 @@ def front(rows: pd.DataFrame, losses: dict[str, str], tasks: dict[tuple[str, int
         losses: The names in the table, by the names of the pairs. Pairs without results are left out.
         tasks: The titles of the columns, by (task, steps). Tasks without results are left out too.
     """
-    means = scores(rows).groupby(["task", "steps", "losses"])["AP"].mean()
+    by_setting = scores(rows).groupby(["task", "steps", "losses"])["AP"]
+    means, seeds = by_setting.mean(), by_setting.count()
     differences = against_rivals(rows)
     table = pd.DataFrame({"losses": losses.values()}, index=list(losses))
     measured = [task for task in tasks if task in set(means.index.droplevel("losses"))]
@@ -64,7 +65,8 @@ def front(rows: pd.DataFrame, losses: dict[str, str], tasks: dict[tuple[str, int
         title = tasks[task]
         for pair in losses:
             place = (*task, pair)
-            gap = differences.get(place)
-            cell = f"{means[place]:.1f}" if place in means.index else ""
+            cell, gap = "", differences.get(place)
+            if place in means.index:
+                cell, gap = f"{means[place]:.1f}", "1 seed" if seeds[place] == 1 else gap
             table.loc[pair, title] = f"{cell} ({gap})" if gap else cell
     return table[(table.drop(columns="losses") != "").any(axis=1)]
