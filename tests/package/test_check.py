@@ -123,13 +123,14 @@ def _tail_not_written(outputs):
 def test_a_wrong_gradient(case, spoil, kernels, monkeypatch):
     """One part in ten thousand, and one element that no program has written."""
     place, launch = kernels
-    right = launch._GRADIENT[case.loss]
+    kernel = launch._LOSSES[case.loss]
+    right = kernel.gradient
 
     def wrong(level, *arguments):
         right(level, *arguments)
         spoil([arguments[-2]])  # the output, before the options
 
-    monkeypatch.setitem(launch._GRADIENT, case.loss, wrong)
+    monkeypatch.setattr(kernel, "gradient", wrong)
     errors = check_values(case, "triton", place.device)
     assert errors.worst > 1 and errors.loss <= 1
 
@@ -138,14 +139,15 @@ def test_a_wrong_gradient(case, spoil, kernels, monkeypatch):
 def test_a_wrong_count_and_state(kernels, monkeypatch):
     """An element in another region changes loss, gradient and moving average."""
     place, launch = kernels
-    right = launch._ACCUMULATE["ghmc"]
+    kernel = launch._LOSSES["ghmc"]
+    right = kernel.accumulate
 
-    def wrong(level, counts, *arguments):
-        right(level, counts, *arguments)
+    def wrong(level, buffers, counts, *arguments):
+        right(level, buffers, counts, *arguments)
         counts[0, 0] -= 1
         counts[0, 1] += 1
 
-    monkeypatch.setitem(launch._ACCUMULATE, "ghmc", wrong)
+    monkeypatch.setattr(kernel, "accumulate", wrong)
     errors = check_values(GHMC._replace(momentum=0.75), "triton", place.device)
     assert min(errors.loss, errors.gradient, errors.state) > 1
 
@@ -196,12 +198,12 @@ def test_the_command_without_a_gpu(tmp_path):
 
 
 BREAK = """
-from ghm_triton.kernels import launch
-right = launch._GRADIENT["ghmr"]
+from ghm_triton.kernels import ghmr
+right = ghmr.gradient
 def wrong(level, coefficients, grad, output, options):
     right(level, coefficients, grad, output, options)
     output.mul_(1.001)
-launch._GRADIENT["ghmr"] = wrong
+ghmr.gradient = wrong
 from ghm_triton.check import __main__ as command
 plan = command.plan_cases
 command.plan_cases = lambda place, free: plan(place, free)[:5]
