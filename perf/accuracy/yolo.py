@@ -7,6 +7,7 @@ started again. It prints the table and draws a figure beside the CSV.
 
 import argparse
 import csv
+import itertools
 import os
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from .yolo_tables import KEY, comparison, label
 
 VALUES = ["AP", "AP50", "curve", "counts", "cpu_seconds", "ultralytics", "threads"]
 COLUMNS = [*KEY, *VALUES, *ORIGIN, "measured_at"]
+PRESERVED = ("value", "gradient")
 LOSS_COLORS = {"BCE": COLORS["bce"], "GHM-C": COLORS["eager"]}
 
 
@@ -47,7 +49,8 @@ def train(run: dict, data: Path, folder: Path) -> dict:
     """
     trainer = DetectionTrainer
     if run["loss"] == "GHM-C":
-        trainer = type("Trainer", (GHMDetectionTrainer,), {"exponent": float(run["exponent"])})
+        options = {"exponent": float(run["exponent"]), "preserve": run["preserve"]}
+        trainer = type("Trainer", (GHMDetectionTrainer,), options)
     model = YOLO(f"{run['model']}.yaml")
     settings = {name: run[name] for name in ("imgsz", "epochs", "batch", "seed")}
     settings |= {"data": str(data), "project": str(folder), "device": "cpu", "plots": False, "verbose": False}
@@ -73,7 +76,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.5, 4.5), layout="constrained")
-    for _, own in rows.groupby(["loss", "exponent"], sort=False):
+    for _, own in rows.groupby(["loss", "exponent", "preserve"], sort=False):
         curves = pd.DataFrame([dict(pair.split(":") for pair in curve.split()) for curve in own["curve"]]).astype(float)
         curves.columns = curves.columns.astype(int)
         color = LOSS_COLORS[own["loss"].iloc[0]]
@@ -94,15 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     table = ResumableCsv(options.out, COLUMNS, KEY)
     common = {"model": "yolo11n", "images": options.images, "imgsz": 96, "epochs": options.epochs, "batch": 16}
-    losses = [("BCE", "0"), *(("GHM-C", f"{exponent:g}") for exponent in options.exponents)]  # as the CSV has them
+    forms = itertools.product(options.exponents, options.preserve)
+    losses = [("BCE", "0", "-"), *(("GHM-C", f"{exponent:g}", preserve) for exponent, preserve in forms)]
     about = provenance() | {"ultralytics": ultralytics.__version__, "threads": options.threads}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
         counts = ["--train", str(options.images), "--val", str(options.scenes)]
         write_digits([str(data), "--format", "yolo", "--style", "hard", *counts])
         for seed in range(1, options.seeds + 1):
-            for loss, exponent in losses:
-                run = common | {"loss": loss, "exponent": exponent, "seed": seed}
+            for loss, exponent, preserve in losses:
+                run = common | {"loss": loss, "exponent": exponent, "preserve": preserve, "seed": seed}
                 if run not in table:
                     values = train(run, data / "data.yaml", Path(folder, "runs"))
                     table.append(run | values | about | {"measured_at": now()})
@@ -116,6 +120,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("perf.accuracy.yolo", __doc__)
     add = parser.add_argument
     add("--exponents", nargs="+", metavar="RHO", type=float, default=[0.5], help="exponents of GHM-C")
+    add("--preserve", nargs="+", choices=PRESERVED, default=["value"], help="what the scale of GHM-C keeps of BCE")
     add("--seeds", type=positive_int, default=3, help="runs per loss")
     add("--epochs", type=positive_int, default=20, help="epochs per run")
     add("--images", type=positive_int, default=1000, help="training images")

@@ -4,12 +4,15 @@ import pandas as pd
 
 from .settings import spread
 
-KEY = ["model", "loss", "exponent", "images", "imgsz", "epochs", "batch", "seed"]
+KEY = ["model", "loss", "exponent", "preserve", "images", "imgsz", "epochs", "batch", "seed"]
+KEPT = {"value": "value", "gradient": "L1 norm of the gradient"}
 
 
 def label(row) -> str:
     """Return the name of the loss of a row, in tables and legends."""
-    return row.loss if row.loss == "BCE" else f"{row.loss}, exponent {row.exponent:g}"
+    if row.loss == "BCE":
+        return row.loss
+    return f"{row.loss}, exponent {row.exponent:g}, same {KEPT[row.preserve]}"
 
 
 def comparison(rows: pd.DataFrame) -> pd.DataFrame:

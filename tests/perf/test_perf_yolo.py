@@ -25,7 +25,7 @@ def runs(monkeypatch):
 
     def train(run, data, folder):
         assert data.exists()
-        runs.append((run["loss"], run["seed"]))
+        runs.append((run["loss"], run["preserve"], run["seed"]))
         scores = {"AP": float(len(runs)), "AP50": 2.0 * len(runs), "curve": f"1:0.50 2:{len(runs)}.00"}
         return scores | {"counts": "9.0 1.0", "cpu_seconds": 60.0}
 
@@ -39,13 +39,16 @@ def test_continued(runs, tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "yolo.csv"), "--images", "1", "--scenes", "1", "--epochs", "2"]
     yolo.main([*arguments, "--seeds", "1"])
     yolo.main([*arguments, "--seeds", "2"])
-    assert runs == [("BCE", 1), ("GHM-C", 1), ("BCE", 2), ("GHM-C", 2)]
+    assert runs == [("BCE", "-", 1), ("GHM-C", "value", 1), ("BCE", "-", 2), ("GHM-C", "value", 2)]
     rows = pd.read_csv(tmp_path / "yolo.csv")
     assert rows["AP"].tolist() == [1, 2, 3, 4] and rows["epochs"].tolist() == [2] * 4
     table = capsys.readouterr().out
     assert "| BCE | 1 | 2 | 2 | 2.0 ± 1.4 | 4.0 ± 2.8 | 1.0 |" in table
-    assert "| GHM-C, exponent 0.5 | 1 | 2 | 2 | 3.0 ± 1.4 | 6.0 ± 2.8 | 1.0 |" in table
+    assert "| GHM-C, exponent 0.5, same value | 1 | 2 | 2 | 3.0 ± 1.4 | 6.0 ± 2.8 | 1.0 |" in table
     assert (tmp_path / "yolo.png").stat().st_size > 0
+    yolo.main([*arguments, "--seeds", "1", "--preserve", "gradient"])
+    assert runs[4:] == [("GHM-C", "gradient", 1)]
+    assert "| GHM-C, exponent 0.5, same L1 norm of the gradient | 1 | 2 | 1 |" in capsys.readouterr().out
 
 
 def test_recorder():
