@@ -176,6 +176,7 @@ def add_by_region(
     if VECTOR > 0 and SLOTS > MANY and SLOTS <= 32:
         many = tl.sum(present.to(tl.int32)) > MANY
         if many:
+            loss = tl.where(region == SLOTS - 1, 0.0, loss)  # an ignored element may hold anything
             many = tl.max(tl.where(tl.abs(loss) < float("inf"), 0, 1)) == 0  # 0 * inf in the products would be NaN
         if many:
             sums += tl.where(present, _sums_of_slots(region, loss, SLOTS, VECTOR), 0.0)

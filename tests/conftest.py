@@ -4,6 +4,7 @@ Each process has one thread, also those that tests start: pytest-xdist runs one 
 """
 
 import os
+import random
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is first imported
 
@@ -12,6 +13,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is first imported
 
+import numpy
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -44,6 +46,14 @@ def _poisoned(make):
         return tensor.fill_(torch.iinfo(tensor.dtype).min) if tensor.dtype != torch.bool else tensor
 
     return made
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """A test draws the same data in each order of the tests."""
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ LABELS = torch.tensor([[1, 0, 3, 0, 1], [0] * 5, [0, 0, 0, 4, 0]])  # of the anc
 
 @pytest.fixture(scope="module")
 def plain():
+    torch.manual_seed(0)
     return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
 
 
