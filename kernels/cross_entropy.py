@@ -250,7 +250,7 @@ def _cross_entropy_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["n"])
-def _cross_entropy_weigh_kernel(slot_ptr, loss_ptr, coefficients_ptr, n, BLOCK: tl.constexpr):
+def _cross_entropy_scale_kernel(slot_ptr, loss_ptr, coefficients_ptr, n, BLOCK: tl.constexpr):
     """Multiplies the losses of the rows by their coefficients, in place."""
     tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
@@ -323,12 +323,12 @@ def gradient(
     )
 
 
-def weigh(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
+def scale(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
     """Multiply the losses of the rows by their coefficients, in place, and return them."""
     _, _, slot, losses = buffers
     if losses.numel():
         tile = grids.ELEMENTWISE
-        _cross_entropy_weigh_kernel[(triton.cdiv(losses.numel(), tile.block),)](
+        _cross_entropy_scale_kernel[(triton.cdiv(losses.numel(), tile.block),)](
             slot, losses, coefficients, losses.numel(), BLOCK=tile.block, num_warps=tile.warps
         )
     return losses

@@ -166,7 +166,7 @@ def _ghmc_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=["n"])
-def _ghmc_weigh_kernel(
+def _ghmc_scale_kernel(
     input_ptr,
     target_ptr,
     weight_ptr,
@@ -252,12 +252,12 @@ def gradient(
     )
 
 
-def weigh(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
+def scale(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor, options: Options) -> torch.Tensor:
     """Return the losses of the elements times their coefficients, fp32, of the shape of the input."""
     output = torch.empty_like(level.input, dtype=torch.float32)
     if not output.numel():
         return output
-    _ghmc_weigh_kernel[grids.ELEMENTWISE.grid(level)](
+    _ghmc_scale_kernel[grids.ELEMENTWISE.grid(level)](
         level.input,
         level.target,
         level.weight,

@@ -7,7 +7,7 @@ The module of a loss has the same functions with the same arguments for each los
     programs(level, options)                              how many programs accumulate a level
     buffers(level, options)                               tensors for what accumulate finds for each row, or none
     accumulate(level, buffers, counts, sums, options)     counts and loss sums, one row per program
-    weigh(level, buffers, coefficients, options)          the losses before their reduction
+    scale(level, buffers, coefficients, options)          the losses before their reduction
     gradient(level, kept, grad, output, options)
 """
 
@@ -37,7 +37,7 @@ def launch_loss(population: Population, running_counts: torch.Tensor | None, opt
         total, coefficients, state = launch_harmonize(rows, running_counts, options, sum_weights=sum_weights)
         losses = [total]
         if options.unreduced:
-            losses = [loss.weigh(level, found, coefficients, options) for level, found in zip(levels, buffers)]
+            losses = [loss.scale(level, found, coefficients, options) for level, found in zip(levels, buffers)]
     kept = [coefficients, *itertools.chain(*buffers)][: kept_by_kernels(options)]
     return losses + kept + ([] if state is None else [state])
 

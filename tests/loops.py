@@ -85,11 +85,11 @@ class Loop:
             if number:
                 weight[inside] = (total if self.variant == "mmdet" else finite) / density**self.exponent
         weight = weight / (sum(shares) or 1)
-        weighed = loss * weight
+        scaled = loss * weight
         if reduction == "none":
-            return weighed
+            return scaled
         epsilon = torch.finfo(torch.float32).eps if self.variant == "mmdet" else 0.0
-        return weighed.sum() / (total + epsilon) if reduction == "mean" else weighed.sum()
+        return scaled.sum() / (total + epsilon) if reduction == "mean" else scaled.sum()
 
 
 def off_edges(x, t, loop, margin=2e-6):

@@ -82,6 +82,6 @@ def harmonize(
             beta[inside] = weighted / density**exponent
     beta /= max(total, 1e-300)
     divisor = {"mean": number + (torch.finfo(torch.float32).eps if variant == "mmdet" else 0)}.get(reduction, 1)
-    weighed = torch.where(valid, beta * loss, 0.0) / divisor
+    scaled = torch.where(valid, beta * loss, 0.0) / divisor
     gradient = torch.where(valid, beta * slope, 0.0) / divisor
-    return weighed if reduction == "none" else weighed.sum(), gradient, state
+    return scaled if reduction == "none" else scaled.sum(), gradient, state

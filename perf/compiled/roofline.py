@@ -65,7 +65,7 @@ def bytes_per_element(launched: Launch) -> float:
     if launched.arguments.get("ELEMENT_GRAD") and grad is not None:
         moved.append(grad)
     elements = tensors.get("input_ptr")
-    if elements is None:  # the losses of the rows, which are weighed in place
+    if elements is None:  # the losses of the rows, which are scaled in place
         elements = tensors["loss_ptr"]
         moved += [elements, elements]
     return sum(tensor.numel() * tensor.element_size() for tensor in moved) / elements.numel()

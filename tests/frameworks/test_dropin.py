@@ -36,8 +36,8 @@ class Loop:
                 beta[inside] = total / self.counts[i]
         beta *= self.loss_weight / max(present, 1)
         divisor = total + EPS if reduction == "mean" else 1.0
-        weighed = torch.where(counted, beta * loss, 0.0) / divisor
-        return (weighed if reduction == "none" else weighed.sum()), torch.where(counted, beta * slope, 0.0) / divisor
+        scaled = torch.where(counted, beta * loss, 0.0) / divisor
+        return (scaled if reduction == "none" else scaled.sum()), torch.where(counted, beta * slope, 0.0) / divisor
 
 
 def levels():

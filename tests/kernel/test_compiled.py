@@ -40,7 +40,7 @@ def test_every_kernel_compiles_without_spills(report, target):
     assert set(rows.kernel) == {
         f"_{loss}_{step}_kernel"
         for loss in ("ghmc", "ghmr", "cross_entropy")
-        for step in ("accumulate", "gradient", "weigh")
+        for step in ("accumulate", "gradient", "scale")
     } | {"_fold_kernel", "_harmonize_kernel"}
     assert rows[rows.spills > 0].empty
     assert rows.registers.max() <= 168  # 3 programs of 128 threads per multiprocessor
@@ -51,7 +51,7 @@ def test_contiguous_tensors_move_16_bytes_at_a_time(report, target):
     """Masks and unknown alignment cut accesses to single elements; a full tile must not have them."""
     rows = report[(report.target == target) & ~report.configuration.str.contains("softmax of 10 ")]  # rows of 40 bytes
     assert (rows.load_bytes == 16).all()
-    assert (rows[rows.kernel.str.contains("gradient|weigh")].store_bytes == 16).all()
+    assert (rows[rows.kernel.str.contains("gradient|scale")].store_bytes == 16).all()
 
 
 @pytest.mark.parametrize("target", TARGETS)

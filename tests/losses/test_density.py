@@ -47,7 +47,7 @@ def test_weights_give_the_loss(kind, exponent, backend, device):
 
 
 def test_density_is_the_moving_average(device):
-    """What the next evaluation weighs with: two calls, the second three times as many elements."""
+    """What the weights of the next evaluation come from: two calls, the second three times as many elements."""
     loss = GHMCLoss(bins=4, momentum=0.5, exponent=1.0).to(device)
     assert not any(tensor.any() for tensor in loss.density()[1:])
     loss(torch.full((10, 1), -2.0, device=device), torch.zeros(10, 1, device=device))  # norm 0.12: region 0

@@ -114,7 +114,7 @@ def test_losses_from_the_norm_are_accurate(x, draw):
 
 
 def test_one_bin_is_binary_cross_entropy(draw):
-    """bins=1, momentum=0 weighs every element by 1: a constant factor in beta would show against PyTorch's own loss."""
+    """bins=1, momentum=0 weights each element by 1: a constant factor in beta would show against PyTorch's own loss."""
     x = torch.randn(300, 11, generator=draw) * 6
     for target in (torch.randint(0, 2, x.shape, generator=draw).float(), torch.rand(x.shape, generator=draw)):
         leaf, wide = x.clone().requires_grad_(), x.double().requires_grad_()

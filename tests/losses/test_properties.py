@@ -26,7 +26,7 @@ def populations(draw, kind):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     dtype, columns = draw(DTYPES), draw(st.sampled_from([1, 2, 3, 7, 80]))
     style = draw(st.sampled_from(["index", "dense", "soft"])) if kind == "c" else "boxes"
-    weighed = draw(st.sampled_from([None, "anchor", "element", "bool", "int"]))
+    weight_kind = draw(st.sampled_from([None, "anchor", "element", "bool", "int"]))
     leading = [draw(st.lists(st.integers(0, 6), min_size=0, max_size=2)) for _ in range(draw(st.integers(1, 3)))]
     mean, spread, transposed = draw(st.floats(-9, 4)), draw(st.floats(0.01, 4)), draw(st.booleans())
     inputs, targets, weights = [], [], []
@@ -46,13 +46,13 @@ def populations(draw, kind):
             "bool": drawn(shape) > 0,
             "int": torch.randint(-1, 3, full, generator=generator),
             None: None,
-        }[weighed]
+        }[weight_kind]
         if transposed:
             x, target, weight = (
                 t if t is None else t.mT.contiguous().mT if t.dim() > 1 else t for t in (x, target, weight)
             )
         inputs.append(x.to(dtype)), targets.append(target), weights.append(weight)
-    return inputs, targets, None if weighed is None else weights, style == "soft"
+    return inputs, targets, None if weight_kind is None else weights, style == "soft"
 
 
 def agrees(population, kind, bins, variant, momentum, reduction, exponent, backend, device):

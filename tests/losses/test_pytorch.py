@@ -135,7 +135,7 @@ def check(problem, kind, backend, device):
     _, losses, slope = norms(kind, x, full)
     tiny, overflows = 1e-37, torch.zeros_like(expected, dtype=torch.bool)
     if backend == "triton":
-        # Norms below float32's normal range are 0 there; and finite losses are added up before they are weighed.
+        # Norms below float32's normal range are 0 there; and finite losses are added up before they are scaled.
         tiny += 1.2e-38 * (gradient / slope).nan_to_num(0, 0, 0).max().item() if x.numel() else 0.0
         overflows |= (losses[losses.isfinite()].sum() > 3e38) & (expected <= 3e38) & (expected.dim() == 0)
     assert torch.equal(value.isnan(), expected.isnan()) and torch.equal(grad.isnan(), gradient.isnan())

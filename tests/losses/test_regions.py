@@ -1,6 +1,6 @@
 """Which unit region an element gets, beside the edges: found out one element at a time, and by every kernel alike.
 
-A module in eval mode with the state S_j = j + 1 weighs region j by N / ((j + 1) M): regions can be read off the losses.
+A module in eval mode with S_j = j + 1 gives region j the weight N / ((j + 1) M): regions can be read off the losses.
 """
 
 import pytest
@@ -22,10 +22,10 @@ def found_regions(kind, x, target, bins, backend):
     leaf = x.clone().requires_grad_()
     loss = module(leaf, target)
     loss.sum().backward()
-    _, unweighed, slope = norms(kind, x.cpu(), target.cpu())
+    _, unweighted, slope = norms(kind, x.cpu(), target.cpu())
     found = []
-    for weighed, plain in ((loss, unweighed), (leaf.grad, slope)):
-        number = len(x) / bins * plain / weighed.detach().cpu().double() - 1
+    for weighted, plain in ((loss, unweighted), (leaf.grad, slope)):
+        number = len(x) / bins * plain / weighted.detach().cpu().double() - 1
         assert ((number - number.round()).abs() < 1e-3).all()
         found.append(number.round().long())
     return found
@@ -114,7 +114,7 @@ def test_class_indices_at_the_edges(bins, backend, device):
 def test_easy_tiles_end_before_the_first_edge(bins, backend, device):
     """Whole tiles of easy negatives skip the region: at their limit the gradient must still find it filled.
 
-    An element counted in region 0 but weighed as region 1, which is empty, would lose its gradient.
+    An element counted in region 0 but weighted as region 1, which is empty, would lose its gradient.
     """
     limit = torch.logit(torch.tensor(1.0 / max(bins, 2), dtype=torch.float64)).item()
     x = (limit + torch.linspace(-3e-4, 3e-4, 2048)).clamp(max=limit + 1e-5).to(device)
@@ -156,6 +156,6 @@ def test_every_number_of_bins(bins, backend, device):
     loss = ghmc_loss(leaf, torch.zeros_like(x), bins=bins, running_counts=state, variant="mmdet", backend=backend)
     loss.backward()
     assert (state == 1).all()
-    expected = torch.nn.functional.softplus(x.detach().double()).sum() / bins  # each weighs 1 / (1 * bins)
+    expected = torch.nn.functional.softplus(x.detach().double()).sum() / bins  # each has the weight 1 / (1 * bins)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert (leaf.grad.double() - x.detach().double().sigmoid() / bins).abs().max() <= 2e-6 / bins

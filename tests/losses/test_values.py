@@ -51,7 +51,7 @@ def test_ghmc_shapes_and_targets(shape, kind, backend, device, two_programs):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("weight", [None, "anchor", "element", "bool", "int"])
 def test_ghmc_options(variant, reduction, weight, backend, device):
-    """Every way to weigh and to reduce; negative and fractional weights only decide what counts."""
+    """Every kind of weight and reduction; negative and fractional weights only decide what counts."""
     x, target = logits(40, 12), labels(40, 12)
     x = clear_of_edges("c", x, one_hot(target, 12), 30)
     given = {
@@ -225,7 +225,7 @@ def test_exponent(variant, reduction, backend, device):
 
 
 def test_exponent_1_is_the_paper_to_the_bit(backend, device):
-    """The weights are N / (R_j M), rounded once: one region has the weight 1 and gives the losses to weigh."""
+    """The weights are N / (R_j M), rounded once: one region has the weight 1 and gives the unweighted losses."""
     target = labels(60, 5)
     x = clear_of_edges("c", logits(60, 5), one_hot(target, 5), 30)
     options = dict(reduction="none", backend=backend, device=device)

@@ -174,12 +174,12 @@ def test_launches_need_no_value_of_the_device(loss, bins, reduction, recorded):
         assert grad.shape == x.shape and grad.device.type == "cuda" and new.shape == state.shape
         with pytest.raises(DataDependentOutputException):
             losses.sum().item()
-    weighed = [f"{loss}_weigh_kernel"] * (reduction == "none")
+    scale = [f"{loss}_scale_kernel"] * (reduction == "none")
     assert recorded == [
         f"{loss}_accumulate_kernel",
         "fold_kernel",
         "harmonize_kernel",
-        *weighed,
+        *scale,
         f"{loss}_gradient_kernel",
     ]
 
