@@ -1,13 +1,12 @@
-"""Differences between losses, paired by seed: both trained on the same images, in the same order, from one start."""
+"""Differences to the best rival of a task, paired by seed."""
 
 import pandas as pd
-from scipy.stats import t
 
+from ..paired import difference
 from .plan import OTHER_PHOTOGRAPH
 from .settings import describe
 
 RIVALS = ("CE + SL1", "focal + SL1")  # normalized over the batch
-CONFIDENCE = 0.95
 TREES = "trees"  # the mean over the two photographs
 
 
@@ -19,14 +18,6 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
     pairs = rows[rows["task"].isin(list(OTHER_PHOTOGRAPH))].groupby(["losses", "steps", "seed"])["AP"]
     trees = pairs.mean()[pairs.count() == len(OTHER_PHOTOGRAPH)].reset_index().assign(task=TREES)
     return pd.concat([rows, trees], ignore_index=True)
-
-
-def difference(first: pd.Series, second: pd.Series) -> tuple[float, float, int]:
-    """Return (mean, half of the 95% t-interval, number of seeds) of `first - second`, AP by seed."""
-    both = (first - second).dropna()
-    count = len(both)
-    half = t.ppf((1 + CONFIDENCE) / 2, count - 1) * both.std() / count**0.5 if count > 1 else float("nan")
-    return both.mean(), half, count
 
 
 def best_rival(own: pd.DataFrame) -> str | None:

@@ -1,11 +1,15 @@
-"""The table and the figure of the comparison."""
+"""The tables and the figure of the comparison."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from .losses import LOSSES
+from ..markdown_table import as_markdown
+from ..paired import difference
+from .losses import LOSSES, RIVALS
+from .plan import with_chosen_rate
 
+OURS = "GHM 0.5"
 TAIL = ["recall_7", "recall_8", "recall_9"]
 
 
@@ -14,6 +18,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: accuracy, and tail, the mean recall of the three classes with the fewest training images.
     """
+    rows = with_chosen_rate(rows)
     rows = rows.assign(tail=rows[TAIL].mean(axis=1))
     grouped = rows.groupby(["imbalance", "wrong_labels", "loss"], sort=False)[["accuracy", "tail"]]
     return 100 * grouped.agg(["mean", "std"])
@@ -35,6 +40,31 @@ def table(rows: pd.DataFrame) -> str:
             cells.append(f"{row['accuracy', 'mean']:.1f}{spread} ({row['tail', 'mean']:.0f})")
         lines.append(f"| {imbalance:g} | {wrong:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def differences(rows: pd.DataFrame) -> str:
+    """Make a Markdown table with a line per setting: points of accuracy between pairs of losses, paired by seed.
+
+    A cell holds the mean and half of its 95% interval. The best rival is the one with the highest mean.
+    """
+    lines = []
+    for (imbalance, wrong), own in with_chosen_rate(rows).groupby(["imbalance", "wrong_labels"]):
+        by_seed = 100 * own.pivot(index="seed", columns="loss", values="accuracy")
+        best = by_seed[[name for name in RIVALS if name in by_seed]].mean().idxmax()
+        pairs = {
+            f"{OURS} - cross entropy": (OURS, "cross entropy"),
+            f"{OURS} - focal": (OURS, "focal"),
+            f"{OURS} - best rival": (OURS, best),
+            f"{OURS} adjusted - logit adjustment": (f"{OURS} adjusted", "logit adjustment"),
+            f"{OURS} adjusted - best rival": (f"{OURS} adjusted", best),
+        }
+        line = {"imbalance": f"{imbalance:g}", "wrong labels": f"{wrong:.0%}", "best rival": best}
+        for title, (first, second) in pairs.items():
+            there = first in by_seed and second in by_seed
+            mean, half, _ = difference(by_seed[first], by_seed[second]) if there else (0.0, float("nan"), 0)
+            line[title] = "" if pd.isna(half) else f"{mean:+.1f} ± {half:.1f}"
+        lines.append(line)
+    return as_markdown(pd.DataFrame(lines))
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .images import CLASSES, Images
 
-TEST_PER_CLASS = 50  # where there are no test images
+HELD_OUT = 0.28  # of the mean number of images per class, where there are no test images
 
 
 class Split(NamedTuple):
@@ -26,15 +26,16 @@ def split(images: Images, *, imbalance: float, wrong_labels: float, seed: int) -
     """Return the images with the given defects.
 
     Args:
-        images: Without test images, 50 of each class are held out.
+        images: Without test images, `HELD_OUT` of them are held out, as many of each class.
         imbalance: Ratio of the numbers of training images of the first and the last class. The numbers between them
             fall geometrically, from the mean number per class. A class with fewer images has them all.
         wrong_labels: Probability that a training label is replaced by another class, drawn uniformly.
         seed: Of the held-out images, of the order of the classes, and of the wrong labels.
     """
     generator = torch.Generator().manual_seed(seed)
-    held_out = TEST_PER_CLASS if images.test_images is None else 0
-    most = len(images.labels) // CLASSES - held_out
+    mean = len(images.labels) // CLASSES
+    held_out = int(HELD_OUT * mean) if images.test_images is None else 0
+    most = mean - held_out
     train, test = [], []
     for rank, kind in enumerate(torch.randperm(CLASSES, generator=generator)):
         found = (images.labels == kind).nonzero().view(-1)
