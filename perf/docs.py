@@ -14,6 +14,7 @@ from .accuracy.paired import front
 from .accuracy.plan import FULL
 from .accuracy.tables import tables as accuracy_tables
 from .accuracy.yolo_tables import comparison, gradient_ratios
+from .classification.report import differences as classification_differences
 from .classification.report import table as classification_table
 from .legend import LABELS, LOSSES
 from .markdown_table import as_markdown, three_digits
@@ -183,7 +184,9 @@ def tables() -> dict[str, str]:
     compared, *by_batch = accuracy_tables(accuracy)
     softmax = {"classification": "classification-cpu.csv", "fashion": "classification-fashion-cpu.csv"}
     texts = {name: as_markdown(table) for name, table in made.items()}
-    texts |= {name: classification_table(pd.read_csv(RESULTS / file)) + "\n" for name, file in softmax.items()}
+    for name, file in softmax.items():
+        own = pd.read_csv(RESULTS / file)
+        texts |= {name: classification_table(own) + "\n", f"{name}-differences": classification_differences(own)}
     texts |= {"accuracy": compared}
     return texts | ({"batch": by_batch[0]} if by_batch else {})
 
