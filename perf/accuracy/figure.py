@@ -125,7 +125,7 @@ def _draw_exponents(axes, rows: pd.DataFrame, *, by: str, name: str) -> None:
         axes.plot(means.index, means, marker="o", color=shade, label=name.format(value))
         axes.plot(means.idxmax(), means.max(), marker="*", markersize=14, color=shade)
         best = max(best, means.max())
-    axes.set(xlabel="exponent (0: cross entropy and ASL1, 1: the paper; star: the best)", ylabel=SCORE)
+    axes.set(xlabel="exponent (1: the paper; star: the best)", ylabel=SCORE)
     axes.set_ylim(0, best * 1.1 or 1)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
