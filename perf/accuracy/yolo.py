@@ -23,10 +23,10 @@ import ultralytics
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from ghm_triton.arguments import command_parser, whole
 from ghm_triton.detection.digits import main as write_digits
 from ghm_triton.ultralytics import GHMDetectionTrainer
 
-from ..arguments import command_parser, positive_int
 from ..legend import COLORS
 from ..markdown_table import as_markdown
 from ..provenance import COLUMNS as ORIGIN
@@ -116,11 +116,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("perf.accuracy.yolo", __doc__)
     add = parser.add_argument
     add("--exponents", nargs="+", metavar="RHO", type=float, default=[0.5], help="exponents of GHM-C")
-    add("--seeds", type=positive_int, default=3, help="runs per loss")
-    add("--epochs", type=positive_int, default=20, help="epochs per run")
-    add("--images", type=positive_int, default=1000, help="training images")
-    add("--scenes", type=positive_int, default=200, help="held-out scenes for the evaluation")
-    add("--threads", type=positive_int, default=1, help="CPU threads of PyTorch")
+    add("--seeds", type=whole(1), default=3, help="runs per loss")
+    add("--epochs", type=whole(1), default=20, help="epochs per run")
+    add("--images", type=whole(1), default=1000, help="training images")
+    add("--scenes", type=whole(1), default=200, help="held-out scenes for the evaluation")
+    add("--threads", type=whole(1), default=1, help="CPU threads of PyTorch")
     add("--out", type=Path, default=Path("perf/results/yolo-cpu.csv"), help="CSV to continue")
     return parser.parse_args(arguments)
 
