@@ -24,12 +24,12 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from ghm_triton.arguments import command_parser, whole
+from ghm_triton.check.columns import ORIGIN
 from ghm_triton.detection.digits import main as write_digits
 from ghm_triton.ultralytics import GHMDetectionTrainer
 
 from ..legend import COLORS
 from ..markdown_table import as_markdown
-from ..provenance import COLUMNS as ORIGIN
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
 from .yolo_tables import KEY, comparison, label
