@@ -1,39 +1,17 @@
 """Where a row comes from: the versions, the commit and the time."""
 
-import datetime
-import platform
 import subprocess
 from pathlib import Path
 
-import torch
+from ghm_triton.check.machine import now, versions
 
-import ghm_triton
-
-COLUMNS = ["platform", "python", "torch", "triton", "ghm_triton", "commit"]
+__all__ = ["now", "provenance"]
 MEASURED_CODE = ["ghm_triton", "kernels", "perf/*.py"]  # git pathspecs: a `*` also matches `/`
 
 
 def provenance() -> dict[str, str]:
-    """Return the values of COLUMNS, the same for all rows of a run."""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = ""
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "ghm_triton": ghm_triton.__version__,
-        "commit": _commit(),
-    }
-
-
-def now() -> str:
-    """Return the time in UTC, as ISO 8601 has it."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    """Return the values of `ghm_triton.check.columns.ORIGIN`, the same for all rows of a run."""
+    return versions() | {"commit": _commit()}
 
 
 def _commit() -> str:

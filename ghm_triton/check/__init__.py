@@ -7,4 +7,5 @@ behavior.py  equal bits, no synchronization, CUDA graphs, a second device, torch
 times.py     times beside cross entropy and focal loss
 machine.py   what is tested: device, driver, versions, backends
 report.py    what is printed, and the CSV
+columns.py   its columns, which are those of perf.sweep
 """

@@ -30,9 +30,9 @@ def examples(place: Place) -> list[Case]:
     size = place.elements
     return [
         Case("ghmc", (size // 80, 80), levels=1 if place.interpreted else 3),
-        Case("ghmc", (size // 80, 80), distribution="spread", mask="rows"),
-        Case("ghmr", (size // 4, 4), bins=10, target="dense", distribution="spread"),
-        Case("cross_entropy", (max(4, size // 100), 100), distribution="spread"),
+        Case("ghmc", (size // 80, 80), distribution="uniform", mask="rows"),
+        Case("ghmr", (size // 4, 4), bins=10, target="dense", distribution="uniform"),
+        Case("cross_entropy", (max(4, size // 100), 100), distribution="uniform"),
     ]
 
 

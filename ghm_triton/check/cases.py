@@ -40,7 +40,7 @@ class Case(NamedTuple):
         loss: "ghmc", "ghmr" or "cross_entropy".
         shape: Of the input. The classes are the last dimension, or the second for cross entropy.
         dtype: Of the input.
-        distribution: Of the logits: "trained", "start" (of a training) or "spread" over the regions.
+        distribution: Of the logits: "trained", "start" (of a training) or "uniform" (over the regions).
         target: "index", "dense" (one-hot), "bool" or "soft". GHM-R has "dense".
         mask: "", "rows" or "elements", whose tenth part does not count; "index" for `ignore_index`.
         levels: The number of levels that share the density.
@@ -103,7 +103,7 @@ def plan_cases(place: Place, free: int) -> list[Case]:
     softmax = {classes: _softmax(place, classes) for classes in (2, 10, 100, 1000, 4097, 32768)}
     images = softmax[1000]
     cases = [one._replace(dtype=dtype) for dtype in ("float32", "bfloat16", "float16") for one in (ghmc, ghmr, images)]
-    cases += [one._replace(distribution=name) for name in ("spread", "start") for one in (ghmc, ghmr, images)]
+    cases += [one._replace(distribution=name) for name in ("uniform", "start") for one in (ghmc, ghmr, images)]
     if place.device.type != "cpu":
         cases += large_cases(free)
     cases += [ghmc._replace(target="dense"), ghmc._replace(mask="rows"), ghmr._replace(mask="rows")]
@@ -111,15 +111,15 @@ def plan_cases(place: Place, free: int) -> list[Case]:
     cases += [softmax[classes] for classes in (2, 10, 100, 4097, 32768)]
     cases += [images._replace(mask="index"), softmax[10]._replace(smoothing=0.12), _pixels(place)]
     cases += [one._replace(momentum=0.75) for one in (ghmc, ghmr, softmax[10])]
-    cases += [one._replace(reduction="none", distribution="spread") for one in (ghmc, ghmr, softmax[10])]
+    cases += [one._replace(reduction="none", distribution="uniform") for one in (ghmc, ghmr, softmax[10])]
     cases += [Case("ghmc", (37, 23)), Case("ghmr", (37, 4), bins=10, target="dense"), Case("cross_entropy", (37, 23))]
     cases += [
-        ghmc._replace(target="soft", distribution="spread"),
-        ghmc._replace(mask="elements", distribution="spread"),
+        ghmc._replace(target="soft", distribution="uniform"),
+        ghmc._replace(mask="elements", distribution="uniform"),
     ]
-    cases += [ghmr._replace(mask="elements", distribution="spread"), ghmc._replace(mask="index")]
-    cases += [one._replace(exponent=1.0, distribution="spread") for one in (ghmc, ghmr, images)]
-    cases += [ghmc._replace(bins=bins, distribution="spread") for bins in (10, 300)]
+    cases += [ghmr._replace(mask="elements", distribution="uniform"), ghmc._replace(mask="index")]
+    cases += [one._replace(exponent=1.0, distribution="uniform") for one in (ghmc, ghmr, images)]
+    cases += [ghmc._replace(bins=bins, distribution="uniform") for bins in (10, 300)]
     cases += [softmax[classes]._replace(dtype="bfloat16") for classes in (2, 10, 32768)]
     cases += [ghmc._replace(target="soft", dtype="bfloat16"), ghmc._replace(target="bool")]
     return cases

@@ -12,6 +12,7 @@ from torch import Tensor
 from .cases import Case
 
 MU = 0.02  # of GHM-R
+POSITIVE_ROWS = 0.005  # the share of the anchors that have an object
 NEAR = {"ghmc": 2e-6, "ghmr": 2e-6, "cross_entropy": 3e-5}  # of a norm to an edge: float32 errs by less
 IGNORED = {"ghmc": 255, "cross_entropy": -100}  # ignore_index
 
@@ -35,7 +36,7 @@ class Data(NamedTuple):
 def make_data(case: Case, device: torch.device) -> Data:
     """Make the tensors of `case`, the same in every run on one kind of device."""
     generator = torch.Generator(device).manual_seed(case.seed)
-    x, dense = {"ghmc": _classification, "ghmr": _regression, "cross_entropy": _softmax}[case.loss](case, generator)
+    x, dense = {"ghmc": _classification, "ghmr": draw_deltas, "cross_entropy": _softmax}[case.loss](case, generator)
     x, dense = x.to(getattr(torch, case.dtype)), dense.to(getattr(torch, case.dtype))
     _move_from_edges(case, x, dense)
     target = _target(case, dense)
@@ -79,23 +80,24 @@ def _move_from_edges(case: Case, x: Tensor, dense: Tensor) -> None:
     x.copy_(torch.where(near, 18 * dense - 9, x))
 
 
-def _classification(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Make logits and targets. One anchor of 200 has an object; a trained head found most of them."""
+def draw_logits(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Make the logits of a detector, and the rows that have an object, with its class: one anchor of 200.
+
+    A trained head found most of them: their logits are N(0, 2).
+    """
     (rows, classes), device = case.shape, generator.device
-    mean, std = {"start": (-4.6, 0.1), "trained": (-7.0, 1.2), "spread": (0.0, 1.5)}[case.distribution]
+    mean, std = {"start": (-4.6, 0.1), "trained": (-7.0, 1.2), "uniform": (0.0, 1.5)}[case.distribution]
     x = torch.empty(rows, classes, device=device).normal_(mean, std, generator=generator)
-    row = torch.randperm(rows, device=device, generator=generator)[: max(5, rows // 200)]
+    count = max(5, round(rows * POSITIVE_ROWS))
+    row = torch.randint(rows, (count,), device=device, generator=generator).unique()
     label = torch.randint(classes, row.shape, device=device, generator=generator)
     if case.distribution == "trained":
         x[row, label] = torch.randn(row.shape, device=device, generator=generator) * 2
-    soft = torch.rand(row.shape, device=device, generator=generator)
-    dense = torch.zeros(rows, classes, device=device)
-    dense[row, label] = soft if case.target == "soft" else 1.0
-    return x, dense
+    return x, row, label
 
 
-def _regression(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Make box deltas: near 0 at the start, near the target when trained, or with uniform gradient norms."""
+def draw_deltas(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Make box deltas and targets: near 0 at the start, near the target when trained, or with uniform norms."""
     target = torch.randn(case.shape, device=generator.device, generator=generator)
     noise = torch.randn(case.shape, device=generator.device, generator=generator)
     if case.distribution == "start":
@@ -106,22 +108,41 @@ def _regression(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]
     return target + noise.sign() * MU * norm / (1 - norm * norm).sqrt(), target
 
 
-def _softmax(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Make logits N(0, 1) apart from those of the labels, whose probability follows `distribution`."""
+def draw_softmax(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Make logits N(0, 1) apart from the labels', from which the probability of the label follows.
+
+    That probability is sigmoid(N(4, 2)) after training, or uniform. At the start, all logits are near 0.
+
+    Returns:
+        The logits, and the labels with one class: [N, 1, ...].
+    """
     x = torch.randn(case.shape, device=generator.device, generator=generator)
     shape = (case.shape[0], 1, *case.shape[2:])
     label = torch.randint(case.shape[1], shape, device=x.device, generator=generator)
-    dense = torch.zeros_like(x).scatter_(1, label, 1.0)
-    if case.target == "soft":
-        dense = 0.9 * dense + 0.1 * torch.rand(x.shape, device=x.device, generator=generator).softmax(1)
     if case.distribution == "start":
-        return 0.1 * x, dense
+        return x.mul_(0.1), label
     if case.distribution == "trained":
         odds = torch.empty(shape, device=x.device).normal_(4, 2, generator=generator)
     else:
         odds = torch.empty(shape, device=x.device).uniform_(0.001, 0.999, generator=generator).logit_()
-    others = x.scatter(1, label, -torch.inf).logsumexp(1, keepdim=True)
-    return x.scatter_(1, label, others + odds), dense
+    others = x.scatter_(1, label, -torch.inf).logsumexp(1, keepdim=True)
+    return x.scatter_(1, label, others + odds), label
+
+
+def _classification(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, row, label = draw_logits(case, generator)
+    dense = torch.zeros_like(x)
+    soft = torch.rand(row.shape, device=x.device, generator=generator)
+    dense[row, label] = soft if case.target == "soft" else 1.0
+    return x, dense
+
+
+def _softmax(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, label = draw_softmax(case, generator)
+    dense = torch.zeros_like(x).scatter_(1, label, 1.0)
+    if case.target == "soft":
+        dense = 0.9 * dense + 0.1 * torch.rand(x.shape, device=x.device, generator=generator).softmax(1)
+    return x, dense
 
 
 def _target(case: Case, dense: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What is tested: versions, device, driver, and which backend each dtype takes."""
 
 import contextlib
+import datetime
 import platform
 import shutil
 import subprocess
@@ -23,6 +24,22 @@ def triton_version() -> str:
     import triton
 
     return triton.__version__
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a row of a CSV has, by column."""
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_version(),
+        "ghm_triton": ghm_triton.__version__,
+    }
+
+
+def now() -> str:
+    """Return the time in UTC, as ISO 8601 has it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def find_places(device: torch.device) -> list[Place]:

@@ -1,9 +1,7 @@
-"""What is printed, and the CSV, whose columns are those of perf.sweep."""
+"""What is printed, and the CSV."""
 
 import collections
 import csv
-import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -11,20 +9,13 @@ from pathlib import Path
 
 import torch
 
-import ghm_triton
-
 from .behavior import Failed
 from .cases import NAMES, Case, Place
-from .machine import device_name, triton_version
+from .columns import COLUMNS
+from .machine import device_name, now, versions
 from .times import Row
 from .values import Errors
 
-COLUMNS = (
-    "loss implementation mode timer size rows columns dtype bins target distribution device threads elements effort "
-    "status detail repetitions p50_ms p20_ms p80_ms min_bytes gb_per_s copy_gb_per_s copy_percent ratio ratio_p20 "
-    "ratio_p80 peak_extra_bytes launches host_syncs loss_error gradient_error platform python torch triton ghm_triton "
-    "commit measured_at"
-).split()
 BROKEN = ("CUDA error", "HIP error", "illegal memory access")  # every later call fails too
 
 
@@ -152,15 +143,11 @@ def _common(case: Case, place: Place) -> dict:
         "dtype": case.dtype,
         "bins": case.bins,
         "target": case.target,
-        "distribution": {"spread": "uniform"}.get(case.distribution, case.distribution),  # as the sweep names it
+        "distribution": case.distribution,
         "device": device_name(place.device) + (", interpreter" if place.interpreted else ""),
         "threads": torch.get_num_threads(),
         "elements": case.elements,
         "effort": "check",
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton_version(),
-        "ghm_triton": ghm_triton.__version__,
-        "measured_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "measured_at": now(),
+        **versions(),
     }

@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ghm_triton.arguments import command_parser, real, whole
 from ghm_triton.detection.training.evaluation import METRICS
 
-from ..arguments import command_parser, minutes, positive_int
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
 from .figure import plot
@@ -139,12 +139,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         default=exponents,
         help="exponents of the tempered density",
     )
-    add("--seeds", type=positive_int, default=5, help='seeds per pair of losses in the stage "main"')
-    add("--ablation-seeds", type=positive_int, default=2, help="seeds per setting in the other stages")
+    add("--seeds", type=whole(1), default=5, help='seeds per pair of losses in the stage "main"')
+    add("--ablation-seeds", type=whole(1), default=2, help="seeds per setting in the other stages")
     add("--budget", choices=BUDGETS, default="medium", help='number of steps of the stage "main"')
-    add("--scenes", type=positive_int, default=300, help="held-out scenes of digits for the evaluation")
-    add("--threads", type=positive_int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    add("--max-minutes", type=minutes, default=math.inf, help="start no run that would end later than this")
+    add("--scenes", type=whole(1), default=300, help="held-out scenes of digits for the evaluation")
+    add("--threads", type=whole(1), default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    add("--max-minutes", type=real(0), default=math.inf, help="start no run that would end later than this")
     add(
         "--smoke",
         action="store_true",

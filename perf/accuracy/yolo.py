@@ -24,13 +24,13 @@ import ultralytics
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from ghm_triton.arguments import command_parser, whole
+from ghm_triton.check.columns import ORIGIN
 from ghm_triton.detection.digits import main as write_digits
 from ghm_triton.ultralytics import GHMDetectionTrainer
 
-from ..arguments import command_parser, positive_int
 from ..legend import COLORS
 from ..markdown_table import as_markdown
-from ..provenance import COLUMNS as ORIGIN
 from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
 from .yolo_tables import KEY, comparison, label
@@ -121,11 +121,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--exponents", nargs="+", metavar="RHO", type=float, default=[0.5], help="exponents of GHM-C")
     add("--preserve", nargs="+", choices=PRESERVED, default=["value"], help="what the scale of GHM-C keeps of BCE")
-    add("--seeds", type=positive_int, default=3, help="runs per loss")
-    add("--epochs", type=positive_int, default=20, help="epochs per run")
-    add("--images", type=positive_int, default=1000, help="training images")
-    add("--scenes", type=positive_int, default=200, help="held-out scenes for the evaluation")
-    add("--threads", type=positive_int, default=1, help="CPU threads of PyTorch")
+    add("--seeds", type=whole(1), default=3, help="runs per loss")
+    add("--epochs", type=whole(1), default=20, help="epochs per run")
+    add("--images", type=whole(1), default=1000, help="training images")
+    add("--scenes", type=whole(1), default=200, help="held-out scenes for the evaluation")
+    add("--threads", type=whole(1), default=1, help="CPU threads of PyTorch")
     add("--out", type=Path, default=Path("perf/results/yolo-cpu.csv"), help="CSV to continue")
     return parser.parse_args(arguments)
 

@@ -20,10 +20,10 @@ os.environ.setdefault("YOLO_OFFLINE", "true")  # before ultralytics is first imp
 from ultralytics import YOLO
 
 from ghm_triton import GHMCLoss, HarmonizedBCELoss
+from ghm_triton.arguments import command_parser, whole
 from ghm_triton.detection.digits import main as write_digits
 from ghm_triton.ultralytics import GHMDetectionTrainer
 
-from ..arguments import command_parser, positive_int
 from ..legend import COLORS
 from ..markdown_table import as_markdown
 from .yolo_tables import gradient_ratios
@@ -107,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("perf.accuracy.yolo_gradients", __doc__)
     add = parser.add_argument
-    add("--images", type=positive_int, default=1000, help="training images, 16 per step")
-    add("--epochs", type=positive_int, default=3, help="training epochs")
+    add("--images", type=whole(1), default=1000, help="training images, 16 per step")
+    add("--epochs", type=whole(1), default=3, help="training epochs")
     add("--out", type=Path, default=Path("perf/results/yolo-gradients-cpu.csv"), help="CSV to write")
     add("--figure", type=Path, default=Path("docs/images/yolo-gradients.png"), help="figure to draw")
     return parser.parse_args(arguments)

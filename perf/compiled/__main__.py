@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import triton
 from tqdm import tqdm
 
-from ..arguments import command_parser
+from ghm_triton.arguments import command_parser
+
 from .ahead_of_time import TARGETS, Launch, collect, compile_launch, configurations
 from .machine_code import CLASSES, read
 from .roofline import DEVICES, bounds, bytes_per_element, occupancy, tile_elements
@@ -31,6 +33,7 @@ def describe(target_name: str, configuration: str, launched: Launch, launches: i
     row = dict(
         target=target_name,
         device=device.name,
+        triton=triton.__version__,
         kernel=launched.name,
         configuration=configuration,
         launches_of_the_call=launches,
@@ -73,7 +76,7 @@ def print_bounds(table: pd.DataFrame) -> None:
     """One line per elementwise kernel."""
     for row in table[table["block"].notna()].to_dict("records"):
         print(
-            f"{row['device']:7}{row['kernel']:32}{row['configuration']:46}"
+            f"{row['device']:6} {row['kernel']:32} {row['configuration']:61} "
             f"easy {row['easy_over_memory']:5.2f} x floor ({row['easy_bound']})   "
             f"hard {row['hard_over_memory']:5.2f} x floor ({row['hard_bound']})"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..sweep.columns import KEY
+from ghm_triton.check.columns import KEY
 
 FORWARD_BACKWARD = "forward_backward"
 MODES = {

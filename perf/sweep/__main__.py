@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from ghm_triton.arguments import command_parser, whole
+from ghm_triton.check.columns import COLUMNS, KEY
 
 from ..resumable_csv import ResumableCsv
 from .cases import BASE, plan_cases
-from .columns import COLUMNS, KEY
 from .gpu_meters import open_meter
 from .implementations import find_implementations
 from .runner import FULL, QUICK, sweep

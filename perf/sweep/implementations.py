@@ -14,10 +14,11 @@ from torch import Tensor
 import ghm_triton
 from ghm_triton import backend as ghm_backend
 from ghm_triton import mmdet as drop_ins
+from ghm_triton.check.data import MU
 
 from ..exact_density import exact_ghmc_loss
 from .cases import Case
-from .data import MU, Data
+from .data import Data
 
 ALPHA, GAMMA = 0.25, 2.0  # focal loss
 BETA = 1 / 9  # smooth L1

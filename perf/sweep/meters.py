@@ -3,7 +3,6 @@
 import abc
 import json
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -11,6 +10,8 @@ import time
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from ghm_triton.check.machine import device_name
 
 from .timed_calls import TimedCall
 
@@ -81,7 +82,7 @@ class CpuMeter(Meter):
 
     def __init__(self):
         self.device = torch.device("cpu")
-        self.name = _cpu_name()
+        self.name = device_name(self.device)
 
     def times(self, calls, timer, *, budget_s, repetitions, baseline=None):
         """Time the calls in rounds."""
@@ -156,12 +157,3 @@ def _milliseconds(call: TimedCall) -> float:
     stop = time.perf_counter()
     del result
     return (stop - start) * 1e3
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -91,6 +91,16 @@ def test_writes_only_where_out_says(tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.rglob("*.csv")] == ["compiled.csv"]
 
 
+def test_words_of_a_line_do_not_touch(capsys):
+    """Names of more than 32 or 46 letters ran into the next word."""
+    from perf.compiled.__main__ import print_bounds
+
+    kernel, use = "_cross_entropy_accumulate_kernel", "bfloat16 softmax of 19 classes, channels second, probabilities"
+    bounds = dict(easy_over_memory=1.0, easy_bound="memory", hard_over_memory=1.5, hard_bound="issue")
+    print_bounds(pandas.DataFrame([dict(device="MI300X", kernel=kernel, configuration=use, block=256, **bounds)]))
+    assert capsys.readouterr().out.startswith(f"MI300X {kernel} {use} easy ")
+
+
 def test_interpreted_kernels_are_refused(monkeypatch, capsys):
     from perf.compiled import __main__ as command
 

@@ -8,13 +8,13 @@ import torch
 pd = pytest.importorskip("pandas")
 matplotlib = pytest.importorskip("matplotlib")
 
+from ghm_triton.check.columns import COLUMNS
 from perf import legend
 from perf.report import __main__ as command
 from perf.report import plots
 from perf.report.page import markdown, page, sections
 from perf.report.rows import load
 from perf.report.tables import compare, origins, times, warnings
-from perf.sweep.columns import COLUMNS
 from perf.sweep.implementations import find_implementations
 
 ORIGIN = {"platform": "Linux", "python": "3.11", "torch": "2.14", "triton": "", "ghm_triton": "0.1", "commit": "abc"}

@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))  # perf is no part of the installed package
 
 import pandas as pd
 
+from ghm_triton.check.columns import COLUMNS, KEY
 from perf.resumable_csv import ResumableCsv
 from perf.sweep import cases, gate
 from perf.sweep.cases import RETINANET_NAME, Case, plan_cases, softmax_case
-from perf.sweep.columns import COLUMNS, KEY
 from perf.sweep.data import make_data
 from perf.sweep.gate import Gate
 from perf.sweep.implementations import ALL, Implementation, find_implementations

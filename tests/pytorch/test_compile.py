@@ -11,6 +11,8 @@ from calls import ghmc_loss, ghmr_loss
 from compare import LayerWithLoss, logits
 from ghm_triton import GHMCLoss, GHMRLoss
 from ghm_triton.backend import kernels
+from ghm_triton.check.behavior import capture_cuda_graph, check_graph
+from ghm_triton.check.cases import Place
 from ghm_triton.mmdet import GHMC
 from ghm_triton.options import Options
 from ghm_triton.population import Population
@@ -205,30 +207,7 @@ def test_traced_for_cuda(fake_cuda):
 @on_cuda
 def test_cuda_graph():
     """Captured once; replays take new values in the same memory, and update the state."""
-    x, labels = logits(5000, 80).cuda().requires_grad_(), torch.randint(-1, 80, (5000,), device="cuda")
-    module, plain = GHMCLoss().cuda(), GHMCLoss().cuda()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            x.grad = None
-            module(x, labels).backward()
-    torch.cuda.current_stream().wait_stream(stream)
-    module.running_counts.zero_()
-    graph, x.grad = torch.cuda.CUDAGraph(), None
-    with torch.cuda.graph(graph):
-        loss = module(x, labels)
-        loss.backward()
-    module.running_counts.zero_()
-    for seed in (1, 2):
-        with torch.no_grad():
-            x.copy_(logits(5000, 80, seed=seed))
-        graph.replay()
-        again = x.detach().clone().requires_grad_()
-        expected = plain(again, labels)
-        expected.backward()
-        assert torch.equal(loss, expected) and torch.equal(x.grad, again.grad)
-        assert torch.equal(module.running_counts, plain.running_counts)
+    check_graph(Place(torch.device("cuda", torch.cuda.current_device()), "triton"), capture_cuda_graph)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

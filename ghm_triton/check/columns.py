@@ -1,12 +1,10 @@
-"""The columns of the sweep's CSV."""
-
-from .. import provenance
+"""The columns of the CSV, which are those of perf.sweep."""
 
 KEY = [  # what was measured; no two rows have the same
     "loss",
     "implementation",
     "mode",
-    "timer",  # "wall", "host", "events" or "graph": see meters.py
+    "timer",  # "wall", "events", or of the sweep "host" or "graph"
     "size",
     "rows",
     "columns",
@@ -19,7 +17,7 @@ KEY = [  # what was measured; no two rows have the same
 ]
 VALUES = [
     "elements",
-    "effort",  # "quick" or "full"
+    "effort",  # "check", or of the sweep "quick" or "full"
     "status",  # "ok", "wrong", "out of memory" or "error"; only "ok" has times
     "detail",
     "repetitions",
@@ -38,7 +36,8 @@ VALUES = [
     "peak_extra_bytes",
     "launches",  # kernels, copies and fills on the device; for "host" the Triton kernels, which are left out
     "host_syncs",
-    "loss_error",  # relative; see gate.py
+    "loss_error",  # relative
     "gradient_error",
 ]
-COLUMNS = [*KEY, *VALUES, *provenance.COLUMNS, "measured_at"]
+ORIGIN = ["platform", "python", "torch", "triton", "ghm_triton", "commit"]
+COLUMNS = [*KEY, *VALUES, *ORIGIN, "measured_at"]
