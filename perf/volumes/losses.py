@@ -1,0 +1,43 @@
+"""The classification losses of the comparison, by name."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.ops import sigmoid_focal_loss
+
+from ghm_triton import GHMCLoss
+
+
+class OverPositives(nn.Module):
+    """The sum of a loss over all anchors of the batch, divided by the number of positive ones, at least 1.
+
+    Args:
+        loss: Function of logits and targets, with the argument `reduction`.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor]):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss, a scalar, for logits and 0/1 targets [anchors, 1]."""
+        return self.loss(logits, target, reduction="sum") / target.sum().clamp(min=1)
+
+
+class Way(NamedTuple):
+    """A classification loss, and whether MONAI's hard negative sampler chooses the anchors for it."""
+
+    loss: Callable[[], nn.Module]
+    sampler: bool = False
+
+
+# Without the sampler, "BCE" is GHM-C with the exponent 0 but for the divisor: the positives instead of all anchors.
+SAMPLER = "BCE, hard negative sampler"
+WAYS = {
+    SAMPLER: Way(nn.BCEWithLogitsLoss, sampler=True),  # as in MONAI's tutorial: the mean over the sampled anchors
+    "BCE": Way(lambda: OverPositives(binary_cross_entropy_with_logits)),
+    "focal": Way(lambda: OverPositives(sigmoid_focal_loss)),  # alpha 0.25, gamma 2
+    **{f"GHM-C {rho:g}": Way(lambda rho=rho: GHMCLoss(exponent=rho)) for rho in (0.5, 1.0)},
+}
