@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import monai
-import pandas as pd
 import torch
 
 from ghm_triton.arguments import command_parser, whole
@@ -25,22 +24,15 @@ from ..provenance import now, provenance
 from ..resumable_csv import ResumableCsv
 from .detector import METRICS, average_precision, train
 from .losses import WAYS
-from .report import table
+from .report import best_cell, table
 from .volumes import draw
 
 RATES = (2e-3, 6e-3)
-BOX_WEIGHTS = (0.4, 4.0)
+BOX_WEIGHTS = (0.04, 0.4, 4.0)
 GRID_SEED = 0  # its runs are not reported
 HELD_OUT = {"grid": 0, "main": 1}  # seeds of the held-out volumes
 KEY = ["stage", "loss", "rate", "box_weight", "seed"]
 COLUMNS = [*KEY, "steps", "volumes", *METRICS, "seconds", "threads", "torch", "monai", "commit", "measured_at"]
-
-
-def best_cell(rows: pd.DataFrame, loss: str) -> dict[str, float]:
-    """Return the rate and the box weight of the highest AP in the grid of this loss."""
-    own = rows[(rows["stage"] == "grid") & (rows["loss"] == loss)]
-    best = own.loc[own["AP"].idxmax()]
-    return {"rate": float(best["rate"]), "box_weight": float(best["box_weight"])}
 
 
 def runs(rows: ResumableCsv, losses: Sequence[str], seeds: int) -> Iterator[dict]:
@@ -87,7 +79,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Resumab
     add = parser.add_argument
     add("--out", type=Path, default=Path("volumes.csv"), help="CSV to write or to continue")
     add("--losses", nargs="+", choices=WAYS, default=list(WAYS), metavar="LOSS", help="names of losses")
-    add("--seeds", type=whole(1), default=3, help="reported runs per loss")
+    add("--seeds", type=whole(1), default=6, help="reported runs per loss")
     add("--steps", type=whole(4), default=150, help="of 4 volumes")
     add("--volumes", type=whole(1), default=120, help="held out for the evaluation")
     add("--threads", type=whole(1), default=1, help="of PyTorch")

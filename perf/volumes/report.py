@@ -10,9 +10,24 @@ from .losses import SAMPLER, WAYS
 RIVAL = f"AP minus {SAMPLER}"
 
 
+def best_cell(rows: pd.DataFrame, loss: str) -> dict[str, float]:
+    """Return the rate and the box weight of the highest AP in the grid of this loss."""
+    own = rows[(rows["stage"] == "grid") & (rows["loss"] == loss)]
+    best = own.loc[own["AP"].idxmax()]
+    return {"rate": float(best["rate"]), "box_weight": float(best["box_weight"])}
+
+
+def reported(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the stage "main" with the best cell of the grid. A larger grid may have another one."""
+    main = rows[rows["stage"] == "main"]
+    cells = {name: best_cell(rows, name) for name in main["loss"].unique()}
+    best = [(row.rate, row.box_weight) == tuple(cells[row.loss].values()) for row in main.itertuples()]
+    return main[pd.Series(best, index=main.index, dtype=bool)]
+
+
 def table(rows: pd.DataFrame) -> str:
     """Return a line per loss: mean and standard deviation over the seeds, and the paired difference to the sampler."""
-    rows = rows[rows["stage"] == "main"]
+    rows = reported(rows)
     by_seed = rows.pivot(index="seed", columns="loss", values="AP")
     lines = []
     for name in WAYS:
