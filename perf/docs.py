@@ -20,6 +20,7 @@ from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load
 from .sweep.cases import BASE, Case
 from .sweep.implementations import BASELINES
+from .volumes.report import table as volumes_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "perf" / "results"
@@ -184,7 +185,7 @@ def tables() -> dict[str, str]:
     softmax = {"classification": "classification-cpu.csv", "fashion": "classification-fashion-cpu.csv"}
     texts = {name: as_markdown(table) for name, table in made.items()}
     texts |= {name: classification_table(pd.read_csv(RESULTS / file)) + "\n" for name, file in softmax.items()}
-    texts |= {"accuracy": compared}
+    texts |= {"accuracy": compared, "volumes": volumes_table(pd.read_csv(RESULTS / "volumes-cpu.csv"))}
     return texts | ({"batch": by_batch[0]} if by_batch else {})
 
 

@@ -27,8 +27,8 @@ from .losses import WAYS
 from .report import best_cell, table
 from .volumes import draw
 
-RATES = (2e-3, 6e-3)
-BOX_WEIGHTS = (0.04, 0.4, 4.0)
+RATES = (2e-3, 6e-3, 1.8e-2)
+BOX_WEIGHTS = (0.004, 0.04, 0.4, 4.0)
 GRID_SEED = 0  # its runs are not reported
 HELD_OUT = {"grid": 0, "main": 1}  # seeds of the held-out volumes
 KEY = ["stage", "loss", "rate", "box_weight", "seed"]

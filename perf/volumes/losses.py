@@ -27,17 +27,18 @@ class OverPositives(nn.Module):
 
 
 class Way(NamedTuple):
-    """A classification loss, and whether MONAI's hard negative sampler chooses the anchors for it."""
+    """A classification loss, what its sum is divided by, and whether MONAI's hard negative sampler is set."""
 
     loss: Callable[[], nn.Module]
+    divisor: str
     sampler: bool = False
 
 
-# Without the sampler, "BCE" is GHM-C with the exponent 0 but for the divisor: the positives instead of all anchors.
 SAMPLER = "BCE, hard negative sampler"
 WAYS = {
-    SAMPLER: Way(nn.BCEWithLogitsLoss, sampler=True),  # as in MONAI's tutorial: the mean over the sampled anchors
-    "BCE": Way(lambda: OverPositives(binary_cross_entropy_with_logits)),
-    "focal": Way(lambda: OverPositives(sigmoid_focal_loss)),  # alpha 0.25, gamma 2
-    **{f"GHM-C {rho:g}": Way(lambda rho=rho: GHMCLoss(exponent=rho)) for rho in (0.5, 1.0)},
+    SAMPLER: Way(nn.BCEWithLogitsLoss, "sampled anchors", sampler=True),  # as in MONAI's tutorial
+    # But for the divisor, GHM-C with the exponent 0: what differs from GHM-C is the density.
+    "BCE": Way(lambda: OverPositives(binary_cross_entropy_with_logits), "positive anchors"),
+    "focal": Way(lambda: OverPositives(sigmoid_focal_loss), "positive anchors"),  # alpha 0.25, gamma 2
+    **{f"GHM-C {rho:g}": Way(lambda rho=rho: GHMCLoss(exponent=rho), "all anchors") for rho in (0.5, 1.0)},
 }

@@ -7,7 +7,7 @@ from ..accuracy.settings import spread
 from ..markdown_table import as_markdown
 from .losses import SAMPLER, WAYS
 
-RIVAL = f"AP minus {SAMPLER}"
+RIVALS = {SAMPLER: "minus the sampler", "BCE": "minus BCE"}  # the density's own effect is the second
 
 
 def best_cell(rows: pd.DataFrame, loss: str) -> dict[str, float]:
@@ -26,19 +26,22 @@ def reported(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Return a line per loss: mean and standard deviation over the seeds, and the paired difference to the sampler."""
+    """Return a line per loss: mean and standard deviation over the seeds, and the paired differences in AP."""
     rows = reported(rows)
     by_seed = rows.pivot(index="seed", columns="loss", values="AP")
     lines = []
-    for name in WAYS:
+    for name in (name for name in WAYS if name in by_seed):
         own = rows[rows["loss"] == name]
-        if own.empty:
-            continue
-        line = {"loss": name, "rate": f"{own['rate'].iloc[0]:g}", "box weight": f"{own['box_weight'].iloc[0]:g}"}
-        line |= {"seeds": len(own)} | {metric: spread(own[metric]) for metric in ("AP", "AP10", "AP50")}
-        mean, half, count = difference(by_seed[name], by_seed[SAMPLER]) if SAMPLER in by_seed else (0, 0, 0)
-        line[RIVAL] = "" if name == SAMPLER or count < 2 else f"{mean:+.1f} ± {half:.1f}"
-        lines.append(line)
-    return as_markdown(
-        pd.DataFrame(lines, columns=["loss", "rate", "box weight", "seeds", "AP", "AP10", "AP50", RIVAL])
-    )
+        cell = own.iloc[0]
+        line = {"loss": name, "divided by": WAYS[name].divisor, "rate": f"{cell['rate']:g}"}
+        line |= {"box weight": f"{cell['box_weight']:g}", "seeds": len(own)}
+        line |= {metric: spread(own[metric]) for metric in ("AP", "AP10", "AP50")}
+        lines.append(line | {title: _minus(by_seed, name, rival) for rival, title in RIVALS.items()})
+    return as_markdown(pd.DataFrame(lines))
+
+
+def _minus(by_seed: pd.DataFrame, name: str, rival: str) -> str:
+    if name == rival or rival not in by_seed:
+        return ""
+    mean, half, count = difference(by_seed[name], by_seed[rival])
+    return f"{mean:+.1f} ± {half:.1f}" if count > 1 else ""
