@@ -29,7 +29,7 @@ def differentiable_loss(
     targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
     tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
     requires_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    options = replaced(options, grad=requires_grad or _transformed())
+    options = replaced(options, grad=requires_grad or transformed())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
@@ -41,7 +41,7 @@ def differentiable_loss(
     return list(outputs[: _losses(options, count)])
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a gradient may be needed although no tensor has `requires_grad`.
 
     A graph that is traced from this call outlives it. Nested transforms of torch.func show only the innermost level.

@@ -164,16 +164,22 @@ def _fits(shape, whole) -> bool:
 
 def _without(ignore_index: int, target: Tensor, mask: Tensor | None) -> Tensor | None:
     """Return the mask without the elements, or the rows, whose target is `ignore_index`."""
-    if not target.is_floating_point() and target.dtype != torch.bool:
-        limits = torch.iinfo(target.dtype)
-        if not limits.min <= ignore_index <= limits.max:
-            return mask
+    if target.dtype != torch.bool and not _holds(target.dtype, ignore_index):
+        return mask
     counted = target != ignore_index
     if mask is None:
         return counted
     if mask.dim() < counted.dim():
         mask = mask.unsqueeze(-1)
     return mask & (counted.unsqueeze(-1) if counted.dim() < mask.dim() else counted)
+
+
+def _holds(dtype: torch.dtype, index: int) -> bool:
+    """Whether a tensor of this dtype can hold the number. A comparison would round it: 257 to 256 in bfloat16."""
+    if not dtype.is_floating_point:
+        return torch.iinfo(dtype).min <= index <= torch.iinfo(dtype).max
+    odd = abs(index) // max(abs(index) & -abs(index), 1)  # the digits of its significand
+    return odd < 2 / torch.finfo(dtype).eps and abs(index) <= torch.finfo(dtype).max
 
 
 def lay_out_rows(input, target, options: Options) -> tuple[Population, tuple[int, ...]]:

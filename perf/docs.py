@@ -21,6 +21,7 @@ from .markdown_table import as_markdown, three_digits
 from .report.rows import FORWARD_BACKWARD, load
 from .sweep.cases import BASE, Case
 from .sweep.implementations import BASELINES
+from .volumes.report import table as volumes_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "perf" / "results"
@@ -187,7 +188,7 @@ def tables() -> dict[str, str]:
     for name, file in softmax.items():
         own = pd.read_csv(RESULTS / file)
         texts |= {name: classification_table(own) + "\n", f"{name}-differences": classification_differences(own)}
-    texts |= {"accuracy": compared}
+    texts |= {"accuracy": compared, "volumes": volumes_table(pd.read_csv(RESULTS / "volumes-cpu.csv"))}
     return texts | ({"batch": by_batch[0]} if by_batch else {})
 
 

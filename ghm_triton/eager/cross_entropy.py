@@ -14,7 +14,7 @@ from torch import Tensor
 from ..options import Options
 from ..population import Level, loss_shape
 from .levels import MeasuredLevel, lookup
-from .targets import check_classes
+from .targets import check_classes, check_probabilities
 
 
 class _Shifted(NamedTuple):
@@ -73,6 +73,7 @@ class CrossEntropyLevel(MeasuredLevel):
             index, ignored = self._check(self.target[rows].long())
             norm, loss = self._replace_by_index(p, index.unsqueeze(1), logits, log_sum)
         else:
+            check_probabilities(self.target[at])
             norm, loss = self._replace_by_distribution(p, self.target[at].to(self.dtype), logits, log_sum)
         slots = self.slots_of(norm)
         if ignored is not None:

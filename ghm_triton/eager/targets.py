@@ -13,13 +13,15 @@ def check_population(population: Population, options: Options) -> None:
     """Check the targets for the kernels, which do not check them. This waits for a GPU.
 
     Raises:
-        ValueError, IndexError: See :func:`check_targets` and :func:`check_classes`.
+        ValueError, IndexError: See :func:`check_targets`, :func:`check_classes`, and :func:`check_probabilities`.
     """
     for level in population.levels():
         if options.loss == "ghmc" and not options.mmdet:
             check_targets(level)
         elif options.loss == "cross_entropy" and level.class_index:
             check_classes(level.target.long(), level.input.shape[1], options.ignore_index)
+        elif options.loss == "cross_entropy":
+            check_probabilities(level.target)
 
 
 def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
@@ -37,6 +39,22 @@ def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Ten
             f"target must hold class indices from 0 to {classes - 1}{allowed}, got {target[wrong][0].item()}"
         )
     return ignored
+
+
+def check_probabilities(target: Tensor) -> None:
+    """Look for probabilities outside [0, 1] in the targets of GHM cross entropy. Their sums are not checked.
+
+    Raises:
+        ValueError: There is one. The message shows it. A NaN is allowed.
+    """
+    if target.numel() == 0:
+        return
+    least, most = (value.item() for value in target.aminmax())
+    if least >= -ROUNDING and most <= 1 + ROUNDING:
+        return
+    wrong = (target < -ROUNDING) | (target > 1 + ROUNDING)
+    if wrong.any():
+        raise ValueError(f"target must hold probabilities in [0, 1], or class indices, got {target[wrong][0].item()}")
 
 
 def check_targets(level: Level) -> None:

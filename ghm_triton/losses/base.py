@@ -1,8 +1,9 @@
 """Code that the losses share: the path from arguments to operators, and the module that keeps the state."""
 
 import copy
-from collections.abc import Sequence
-from typing import overload
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,25 @@ def harmonized_loss(
         group, factor = None, factor if options.reduction == "mean" else factor * processes  # N: as if all had as many
     options = replaced(options, loss_weight=options.loss_weight * factor, group=group)
     return differentiable_loss(population, running_counts, options, triton=triton)
+
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def refuse_class_weights(init: Init) -> Init:
+    """Decorate `__init__` so that the arguments `weight` and `pos_weight` of PyTorch's losses have a helpful error."""
+
+    @functools.wraps(init)
+    def checked(self, *args, **options):
+        for name in ("weight", "pos_weight"):
+            if name in options:
+                raise TypeError(
+                    f"{name} must be left out, got {type(options[name]).__name__}: the density replaces the weights of "
+                    'classes. To weight examples too, use reduction="none" and multiply the losses'
+                )
+        init(self, *args, **options)
+
+    return checked  # type: ignore[return-value]
 
 
 class Fp32Buffers(nn.Module):

@@ -7,7 +7,7 @@ from ..checks import check_options
 from ..layout import Names, lay_out_rows
 from ..options import Options
 from ..types import Backend, Reduction
-from .base import COMMON, HarmonizedLoss, harmonized_loss
+from .base import COMMON, HarmonizedLoss, harmonized_loss, refuse_class_weights
 
 
 def ghm_cross_entropy(
@@ -43,7 +43,8 @@ def ghm_cross_entropy(
     Args:
         input: Logits of shape [C], [N, C] or [N, C, d1, ...], float32, float16, bfloat16 or float64.
         target: Class indices of any integer dtype and of shape [], [N], or [N, d1, ...]. Or floating point
-            probabilities of the shape of `input`.
+            probabilities of the shape of `input`, in [0, 1]. They should sum to 1, which is not checked, as in PyTorch:
+            a sum is a factor of the loss, and a norm above 1 counts in the last region.
         ignore_index: An example with this class index has no loss and no gradient, and is not counted. None: every
             example counts. It must be negative or None when `target` holds probabilities.
         label_smoothing: In [0, 1]. y becomes (1 - label_smoothing) y + label_smoothing / C.
@@ -56,9 +57,10 @@ def ghm_cross_entropy(
 
     Raises:
         TypeError, ValueError: An argument is not as described. The message names the argument. No state has changed.
-        IndexError: A class index is neither from 0 to C - 1 nor `ignore_index`. The Triton kernels do not raise,
-            because that would synchronize with the GPU: they ignore such an example. They raise with
-            ``GHM_TRITON_CHECK=1``, see :func:`ghmc_loss`.
+        IndexError: A class index is neither from 0 to C - 1 nor `ignore_index`. The Triton kernels do not look at the
+            values of `target`, because that would synchronize with the GPU: they ignore an example with such an index,
+            and a probability outside [0, 1] gives a meaningless loss. They raise with ``GHM_TRITON_CHECK=1``, see
+            :func:`ghmc_loss`.
         RuntimeError: `backend` is "triton", but Triton cannot run.
 
     Example:
@@ -137,6 +139,7 @@ class GHMCrossEntropyLoss(HarmonizedLoss):
     ignore_index: int | None
     label_smoothing: float
 
+    @refuse_class_weights
     def __init__(
         self,
         *,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..options import Options
 from ..types import Backend, ClassificationOptions, Levels, Reduction
-from .base import COMMON, HarmonizedLoss, elementwise_loss
+from .base import COMMON, HarmonizedLoss, elementwise_loss, refuse_class_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -178,6 +178,7 @@ class GHMCLoss(HarmonizedLoss):
     class_dim: int | None
     ignore_index: int | None
 
+    @refuse_class_weights
     def __init__(
         self,
         *,

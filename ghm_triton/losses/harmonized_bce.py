@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..autograd import transformed
+from ..backend import checks_targets
 from ..checks import check_choice, check_dense, check_device, check_floats
+from ..eager.targets import check_targets
 from ..options import Options, replaced
-from ..population import compute_dtype
+from ..population import Level, compute_dtype
 from ..types import Backend
 from .base import HarmonizedLoss, elementwise_loss
 from .calls import call_following, follow_gradients
@@ -46,7 +49,7 @@ class HarmonizedBCELoss(HarmonizedLoss):
     Shape:
         - input: logits of any shape.
         - target: values in [0, 1] of `input.shape`.
-        - value: None, the elementwise loss of the framework, of `input.shape`, or its total, a scalar.
+        - value: None, the elementwise loss of the framework, of `input.shape`, or its total, a scalar. Not negative.
         - output: `input.shape`; float32, or float64 for float64 input.
 
     Attributes:
@@ -85,7 +88,7 @@ class HarmonizedBCELoss(HarmonizedLoss):
         Args:
             input: Logits of any shape, float32, float16, bfloat16 or float64.
             target: Values in [0, 1] of the shape of `input`.
-            value: The losses v of the shape of `input`, or a scalar, their total. None: binary cross entropy. For
+            value: The losses v of the shape of `input`, or a scalar, their total, at least 0. None: BCE. For
                 ``preserve="value"`` it is read as a constant. For ``preserve="gradient"`` it must have been computed
                 from `input`, and its graph is freed.
 
@@ -139,6 +142,20 @@ class HarmonizedBCELoss(HarmonizedLoss):
         if self.preserve == "gradient" and value is not None and torch.is_grad_enabled():
             if not (value.requires_grad and input.requires_grad):
                 raise ValueError(_NO_GRAPH)
+        self._check_values(input, target, value)
+
+    def _check_values(self, input: Tensor, target: Tensor, value: Tensor | None) -> None:
+        """Check the total of `value`, and the target where gradients are disabled. Otherwise, the operator checks it.
+
+        As for the operators, a GPU is not waited for unless the environment asks for it.
+        """
+        on_cpu = input.device.type == "cpu"
+        if torch.compiler.is_compiling() or transformed() or not (on_cpu or checks_targets()):
+            return
+        if not torch.is_grad_enabled():
+            check_targets(Level(input, target, None))
+        if value is not None and (total := value.detach().sum()) < 0:
+            raise ValueError(f"value must hold losses, with a total of at least 0, got a total of {total.item()}")
 
 
 def _plain(input: Tensor, target: Tensor, value: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""GHM-C as the classification loss of Ultralytics' YOLO and RT-DETR.
+"""GHM as the classification loss of Ultralytics' YOLO and RT-DETR.
 
     trainer.py     the trainers
     criterion.py   GHM-C in the criterion of a model
@@ -16,17 +16,21 @@ except ImportError as error:
     ) from error
 
 from .trainer import (
+    GHMClassificationTrainer,
     GHMDetectionTrainer,
     GHMOBBTrainer,
     GHMPoseTrainer,
     GHMRTDETRTrainer,
     GHMSegmentationTrainer,
+    GHMSemanticSegmentationTrainer,
 )
 
 __all__ = [
+    "GHMClassificationTrainer",
     "GHMDetectionTrainer",
     "GHMOBBTrainer",
     "GHMPoseTrainer",
     "GHMRTDETRTrainer",
     "GHMSegmentationTrainer",
+    "GHMSemanticSegmentationTrainer",
 ]

@@ -1,6 +1,7 @@
-"""Train a model of Ultralytics with GHM-C: what `yolo train` does, with another classification loss.
+"""Train a model of Ultralytics with GHM: what `yolo train` does, with another classification loss.
 
-The task is that of the model: detection, instance segmentation, oriented boxes, or poses; or RT-DETR.
+The task is that of the model: detection, instance segmentation, oriented boxes, poses, classification, or semantic
+segmentation; or RT-DETR.
 
 python -m ghm_triton.ultralytics model=yolo11n.yaml data=coco8.yaml epochs=100 imgsz=640 --exponent 0.5
 """

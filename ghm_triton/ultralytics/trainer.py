@@ -1,24 +1,28 @@
-"""The trainers of Ultralytics' detectors whose classification loss is GHM-C."""
+"""The trainers of Ultralytics' models whose classification loss is GHM."""
 
 from ultralytics import RTDETR
+from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.models.yolo.semantic import SemanticSegmentationTrainer
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ghm_triton import HarmonizedBCELoss
 from ghm_triton.density import Density
 from ghm_triton.distributed import world
+from ghm_triton.losses.base import HarmonizedLoss
 
 from .criterion import harmonize_criterion, losses_of_branches
 
 OPTIONS = ("bins", "momentum", "exponent", "preserve")
 
 
-class HarmonizedTrainer(DetectionTrainer):
+class HarmonizedTrainer(BaseTrainer):
     """What the trainers share. Each derives from this class and from the trainer of Ultralytics for its task.
 
     The classification term of each batch keeps its value (:class:`ghm_triton.HarmonizedBCELoss`), so that its gain
@@ -45,7 +49,9 @@ class HarmonizedTrainer(DetectionTrainer):
         super().__init__(*args, **kwargs)
 
     def density(self) -> dict[str, Density]:
-        """Return the gradient density of each branch: "one2many" and "one2one", or "detect" if there is only one.
+        """Return the gradient density of each branch: "one2many" and "one2one", or one of the name of the task.
+
+        The name is "classify", "semantic", or, for all tasks with boxes, "detect".
 
         Raises:
             RuntimeError: `momentum` is 0, so there is no moving average.
@@ -80,14 +86,14 @@ class HarmonizedTrainer(DetectionTrainer):
                 raise ValueError(f"bins must be {len(counts[name]) - 1} as in {self.args.model}, got {self.bins}")
             loss.running_counts.copy_(counts[name])
 
-    def _losses(self) -> dict[str, HarmonizedBCELoss]:
+    def _losses(self) -> dict[str, HarmonizedLoss]:
         return losses_of_branches(unwrap_model(self.model).criterion)
 
     def _loss_options(self) -> dict:
         return {name: getattr(self, name) for name in OPTIONS}
 
 
-class GHMDetectionTrainer(HarmonizedTrainer):
+class GHMDetectionTrainer(HarmonizedTrainer, DetectionTrainer):
     """Ultralytics' `DetectionTrainer` with GHM-C in place of binary cross entropy. See :class:`HarmonizedTrainer`.
 
     Example:
@@ -118,11 +124,24 @@ class GHMRTDETRTrainer(HarmonizedTrainer, RTDETRTrainer):
     """
 
 
+class GHMClassificationTrainer(HarmonizedTrainer, ClassificationTrainer):
+    """Ultralytics' `ClassificationTrainer` with :class:`ghm_triton.GHMCrossEntropyLoss`."""
+
+
+class GHMSemanticSegmentationTrainer(HarmonizedTrainer, SemanticSegmentationTrainer):
+    """Ultralytics' `SemanticSegmentationTrainer` with :class:`ghm_triton.GHMCrossEntropyLoss`, or GHM-C for one class.
+
+    The Dice term stays. The main and the auxiliary output share the density. Class weights are not used.
+    """
+
+
 _TRAINERS = {
     "detect": GHMDetectionTrainer,
     "segment": GHMSegmentationTrainer,
     "obb": GHMOBBTrainer,
     "pose": GHMPoseTrainer,
+    "classify": GHMClassificationTrainer,
+    "semantic": GHMSemanticSegmentationTrainer,
 }
 
 

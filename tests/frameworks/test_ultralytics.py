@@ -18,7 +18,14 @@ INSTALLED = importlib.util.find_spec("ultralytics") is not None
 if INSTALLED:
     from ultralytics.cfg import get_cfg
     from ultralytics.models.utils.loss import RTDETRDetectionLoss
-    from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
+    from ultralytics.nn.tasks import (
+        ClassificationModel,
+        DetectionModel,
+        OBBModel,
+        PoseModel,
+        SegmentationModel,
+        SemanticSegmentationModel,
+    )
 
     from ghm_triton.ultralytics import GHMDetectionTrainer
     from ghm_triton.ultralytics.criterion import harmonize_criterion, losses_of_branches
@@ -110,6 +117,106 @@ def test_criterion(name, weighted):
         _, gradient, state = reference(ours.logits.detach(), ours.target, torch.zeros(31))
         torch.testing.assert_close(got.double(), factor.double() * gradient, rtol=RELATIVE, atol=0)
         torch.testing.assert_close(losses[key].running_counts.double(), state, rtol=1e-6, atol=0)
+
+
+def softmax_reference(logits, labels, *, preserve="value", ignore_index=255, bins=30, exponent=0.5):
+    """(gradient of the mean of cross entropy, harmonized; counts), float64. logits [N, C], labels [N]."""
+    counted = labels != ignore_index
+    p = logits.double().softmax(1)
+    y = (labels[:, None] == torch.arange(logits.shape[1])).double()
+    region = ((1 - (p * y).sum(1)).clamp(max=1) * bins).long().clamp(max=bins - 1)
+    counts = torch.bincount(region[counted], minlength=bins)
+    beta = counts[region].double().clamp(min=1) ** -exponent * counted
+    ce = -(p.log() * y).sum(1)
+    of_value = (ce * counted).sum() / (ce * beta).sum()
+    norms = 2 * (1 - (p * y).sum(1))
+    of_gradient = (norms * counted).sum() / (norms * beta).sum()
+    weights = beta * (of_value if preserve == "value" else of_gradient) / counted.sum()
+    return weights[:, None] * (p - y), counts
+
+
+@needs_ultralytics
+@pytest.mark.slow
+@pytest.mark.parametrize("preserve", ["value", "gradient"])
+@pytest.mark.parametrize("task", ["classify", "semantic"])
+def test_softmax_criterion(task, preserve):
+    """The value of the plain criterion, or the L1 norm of its gradient; the gradient of an independent computation."""
+    torch.manual_seed(0)
+    kind = ClassificationModel if task == "classify" else SemanticSegmentationModel
+    name = "yolo11n-cls.yaml" if task == "classify" else "yolo26n-sem.yaml"
+    model = kind(name, nc=5, verbose=False)
+    model.args = get_cfg()
+    batch = {"img": torch.rand(4, 3, 64, 64), "cls": torch.tensor([1, 0, 4, 1])}
+    batch["semantic_mask"] = torch.randint(5, (4, 64, 64))
+    batch["semantic_mask"][0, :20] = 255
+    with torch.no_grad():
+        preds = model(batch["img"])
+    if task == "semantic":  # the sizes of the mask, no auxiliary output
+        preds = torch.nn.functional.interpolate((preds[0] if isinstance(preds, tuple) else preds), (64, 64))
+    preds = 3 * torch.randn_like(preds)  # in many regions
+    plain, harmonized = (
+        model.init_criterion(),
+        harmonize_criterion(model.init_criterion(), preserve=preserve, **OPTIONS),
+    )
+    found = []
+    for criterion in (plain, harmonized):
+        leaf = preds.clone().requires_grad_()
+        loss, items = criterion(leaf, batch)
+        found.append((items, torch.autograd.grad(loss, leaf)[0]))
+    (expected, slope), (items, gradient) = found
+    labels = batch["cls"] if task == "classify" else batch["semantic_mask"].flatten()
+    rows = preds if task == "classify" else preds.permute(0, 2, 3, 1).reshape(-1, 5)
+    own, counts = softmax_reference(rows, labels, preserve=preserve)
+    if task == "semantic":  # the Dice term stays: its gradient is what the plain criterion has beyond cross entropy
+        own = own.view(4, 64, 64, 5).permute(0, 3, 1, 2)
+        plainly = softmax_reference(rows, labels, exponent=0)[0].view(4, 64, 64, 5).permute(0, 3, 1, 2)
+        own = 4 * own + (slope.double() - 4 * plainly)
+        assert items["dice_loss"] == expected["dice_loss"]
+    torch.testing.assert_close(gradient.double(), own, rtol=RELATIVE, atol=1e-8)
+    if preserve == "value":
+        for key, value in expected.items():
+            torch.testing.assert_close(items[key], value, rtol=RELATIVE, atol=0)
+    (loss,) = losses_of_branches(harmonized).values()
+    assert torch.equal(loss.density().counts.round().long(), counts)
+
+    before = loss.running_counts.clone()
+    with torch.no_grad():
+        assert torch.equal(harmonized(preds, batch)[0], plain(preds, batch)[0])  # as in validation
+    assert torch.equal(loss.running_counts, before)
+
+
+@needs_ultralytics
+def test_binary_masks():
+    """Semantic segmentation of one class has a sigmoid: HarmonizedBCELoss."""
+    model = SemanticSegmentationModel("yolo26n-sem.yaml", nc=1, verbose=False)
+    model.args = get_cfg()
+    criterion = harmonize_criterion(model.init_criterion(), **OPTIONS)
+    logits, mask = torch.randn(2, 1, 16, 16, requires_grad=True), torch.randint(2, (2, 16, 16))
+    mask[0, :3] = 255
+    loss, items = criterion(logits, {"semantic_mask": mask})
+    expected = model.init_criterion()(logits, {"semantic_mask": mask})[1]
+    torch.testing.assert_close(items["ce_loss"], expected["ce_loss"], rtol=RELATIVE, atol=0)
+    counted = (mask != 255).flatten()
+    _, own, state = reference(logits.detach().flatten()[counted], mask.flatten()[counted].float(), torch.zeros(31))
+    dice = criterion._dice_loss(logits, mask, counted)
+    (gradient,) = torch.autograd.grad(loss / 2 - dice, logits)
+    # The gradient of the Dice term is subtracted again, in float32: up to 1e-3 of a small gradient of GHM-C.
+    torch.testing.assert_close(gradient.flatten()[counted].double(), own / counted.sum(), rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(losses_of_branches(criterion)["semantic"].running_counts.double(), state)
+
+
+@needs_ultralytics
+def test_class_weights_are_replaced(monkeypatch):
+    """A warning, and the value of cross entropy without them."""
+    warned = []
+    monkeypatch.setattr("ghm_triton.ultralytics.criterion.LOGGER.warning", warned.append)
+    model = SemanticSegmentationModel("yolo26n-sem.yaml", nc=3, verbose=False)
+    model.args, model.class_weights = get_cfg(), torch.tensor([1.0, 2.0, 5.0])
+    criterion = harmonize_criterion(model.init_criterion(), **OPTIONS)
+    assert warned == ["The class weights are not used: the density replaces them."]
+    logits, mask = torch.randn(1, 3, 8, 8, requires_grad=True), torch.randint(3, (1, 8, 8))
+    value = criterion(logits, {"semantic_mask": mask})[1]["ce_loss"]
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, mask).detach(), rtol=RELATIVE, atol=0)
 
 
 def queries(seed, groups=(2, 1)):

@@ -1,5 +1,6 @@
 """Trainings of Ultralytics' other tasks, and of RT-DETR, by the command that picks the trainer."""
 
+import itertools
 import os
 
 import numpy
@@ -14,9 +15,11 @@ pytest.importorskip("ultralytics")
 import cv2
 from ultralytics import RTDETR, YOLO
 from ultralytics.models.rtdetr.train import RTDETRTrainer
+from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.models.yolo.semantic import SemanticSegmentationTrainer
 
 from ghm_triton.ultralytics.__main__ import main
 
@@ -28,6 +31,7 @@ LABELS = {
     "segment": f"1 {CORNERS}",
     "obb": f"1 {CORNERS}",
     "pose": "1 0.45 0.5 0.5 0.6 0.3 0.3 2 0.6 0.7 2",
+    "semantic": f"1 {CORNERS}",
 }
 RTDETR_TINY = """
 nc: 2
@@ -48,6 +52,11 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
 
     def write(task):
+        if task == "classify":  # a folder per class
+            for part, kind, i in itertools.product(("train", "val"), "ab", range(2)):
+                (folder / task / part / kind).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(folder / task / part / kind / f"{i}.png"), numpy.full((64, 64, 3), 80 * i, numpy.uint8))
+            return folder / task
         for part in ("images", "labels"):
             (folder / task / part).mkdir(parents=True, exist_ok=True)
         for i in range(4):
@@ -69,6 +78,8 @@ def data(tmp_path_factory):
         ("yolo11n-obb.yaml", "obb", OBBTrainer),
         ("yolo11n-pose.yaml", "pose", PoseTrainer),
         ("rtdetr", "detect", RTDETRTrainer),
+        ("yolo11n-cls.yaml", "classify", ClassificationTrainer),
+        ("yolo26n-sem.yaml", "semantic", SemanticSegmentationTrainer),
     ],
 )
 def test_command(model, task, base, data, tmp_path, monkeypatch):
@@ -86,12 +97,14 @@ def test_command(model, task, base, data, tmp_path, monkeypatch):
     main([f"{name}={value}" for name, value in given.items()] + ["--exponent", "0.25", "--preserve", "gradient"])
     trainer = trained[0].trainer
     assert isinstance(trainer, base) and (trainer.exponent, trainer.preserve) == (0.25, "gradient")
-    counts = trainer.density()["detect"].counts
+    (branch,) = trainer.density()
+    assert branch == (task if task in ("classify", "semantic") else "detect")
+    counts = trainer.density()[branch].counts
     assert counts.sum() > 0
-    saved = (RTDETR if base is RTDETRTrainer else YOLO)(trainer.last).model.ghm_density["detect"]
+    saved = (RTDETR if base is RTDETRTrainer else YOLO)(trainer.last).model.ghm_density[branch]
     assert saved.shape == (31,) and torch.allclose(saved[:-1] / saved[-1], counts, rtol=1e-6)
 
 
 def test_other_task():
-    with pytest.raises(SystemExit, match="model must have one of the tasks detect, segment, obb, pose, got 'classify'"):
-        main(["model=yolo11n-cls.yaml"])
+    with pytest.raises(SystemExit, match="model must have one of the tasks detect, .*semantic, got 'depth'"):
+        main(["model=yolo26n-depth.yaml"])

@@ -23,6 +23,8 @@ def off(index, value):
 
 DENSE = torch.zeros(4, 3)
 DENSE[1, 2] = 255
+DISTRIBUTION = torch.full((4, 3), 0.25)
+DISTRIBUTION[1, 2] = 1.5
 ROWS = torch.tensor([0, 2, -100, 1])
 WRONG = {  # call, target, error, what the message says
     "index": (ghmc_loss, off(1, 4), ValueError, "from 0 to 2, or -1 or 3 for the background, got 4"),
@@ -30,6 +32,13 @@ WRONG = {  # call, target, error, what the message says
     "dense": (ghmc_loss, DENSE, ValueError, "values in [0, 1], or class indices without the class dimension, got 255"),
     "class": (ghm_cross_entropy, off(2, 1), IndexError, "from 0 to 2 or ignore_index (-100), got 3"),
     "uint8": (ghm_cross_entropy, torch.tensor([0, 1, 2, 9], dtype=torch.uint8), IndexError, "got 9"),
+    "probabilities": (
+        ghm_cross_entropy,
+        DISTRIBUTION,
+        ValueError,
+        "probabilities in [0, 1], or class indices, got 1.5",
+    ),
+    "negative": (ghm_cross_entropy, -DISTRIBUTION, ValueError, "probabilities in [0, 1], or class indices, got -0.25"),
 }
 
 

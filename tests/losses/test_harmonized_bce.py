@@ -210,6 +210,8 @@ def test_bad_calls(preserve):
     logits, target = problem(0)
     logits.requires_grad_()
     labels = torch.zeros(3, 40, dtype=torch.int64)
+    wrong = target.clone()
+    wrong[0, 0, 0] = 2
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             with pytest.raises(ValueError, match=r"target must have the shape of input, \(3, 40, 5\), got \(3, 40\)"):
@@ -220,6 +222,12 @@ def test_bad_calls(preserve):
                 loss(logits, target, target.sum(-1))
             with pytest.raises(TypeError, match="input must be float32"):
                 loss(labels, labels)
+            for value in (None, focal(logits, target)):
+                with pytest.raises(ValueError, match=r"target must hold values in \[0, 1\].*, got 2"):
+                    loss(logits, wrong, value)
+            for value in (-focal(logits, target), -focal(logits, target).sum()):
+                with pytest.raises(ValueError, match="value must hold losses, with a total of at least 0, got .* -"):
+                    loss(logits, target, value)
     if preserve == "gradient":
         for value in (focal(logits, target).detach(), (target * torch.ones((), requires_grad=True))):
             with pytest.raises(ValueError, match="value must be computed from input, which requires grad"):

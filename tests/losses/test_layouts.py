@@ -95,6 +95,19 @@ def test_ignore_index_that_the_targets_cannot_hold(device):
     assert module(x, target) == 0
 
 
+@pytest.mark.parametrize("dtype, index", [(torch.bfloat16, 257), (torch.float16, 2049), (torch.float32, 2**24 + 1)])
+def test_ignore_index_is_not_rounded(dtype, index, device):
+    """No mask of this dtype holds the index. Its rounded value is a wrong target; one that it holds is ignored."""
+    x = logits(4, 1).to(device)
+    target = torch.tensor([[0.0], [1.0], [1.0], [index - 1.0]], dtype=dtype, device=device)
+    with pytest.raises(ValueError, match=f"target must hold values in .* got {index - 1}"):
+        ghmc_loss(x, target, ignore_index=index, backend="eager")
+    expected = ghmc_loss(x[:3], target[:3], backend="eager")
+    assert torch.equal(ghmc_loss(x, target, ignore_index=index - 1, backend="eager"), expected)
+    target[3] = 4 * index - 4  # more digits than the significand has, but zeros at the end
+    assert torch.equal(ghmc_loss(x, target, ignore_index=4 * index - 4, backend="eager"), expected)
+
+
 @pytest.mark.parametrize("function", [ghmc_loss, ghmr_loss])
 @pytest.mark.parametrize("shape", [(), (5,), (1, 5), (6, 1), (1, 1), (6,), (4, 6, 1), (4, 1, 1), (1, 1, 5)])
 def test_masks_that_broadcast(shape, function, backend, device):
