@@ -22,7 +22,7 @@ class Tile(NamedTuple):
     warps: int
 
     def grid(self, level: Level) -> tuple[int]:
-        """One program per tile."""
+        """Return the grid of one program per tile."""
         return (triton.cdiv(level.input.numel(), self.block),)
 
 
@@ -31,12 +31,13 @@ ELEMENTWISE = Tile(2048, 4)
 
 
 def accumulate_programs(level: Level, options: Options) -> int:
-    """The number of programs that count a level: one per tile, at most as many as are resident at once."""
+    """Return the number of programs that count a level: one per tile, at most as many as are resident at once."""
     return min(*ACCUMULATE.grid(level), resident_programs(level.input.device))
 
 
 @functools.cache
 def resident_programs(device: torch.device) -> int:
+    """Return the number of programs of one warp that a device holds at once."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS_PER_SM
     if device.type == "xpu":
@@ -45,12 +46,12 @@ def resident_programs(device: torch.device) -> int:
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Makes the device of the tensors the current one, on which Triton launches."""
+    """Make the device of the tensors the current one, on which Triton launches."""
     return getattr(torch, device.type).device(device) if device.type in ("cuda", "xpu") else contextlib.nullcontext()
 
 
 def specialize(level: Level, options: Options, tile: Tile) -> dict:
-    """The constants that the kernels of both losses are compiled for."""
+    """Return the constants that the kernels of GHM-C and GHM-R are compiled for."""
     return dict(
         COLUMNS=level.columns,
         BINS=options.bins,
@@ -63,7 +64,7 @@ def specialize(level: Level, options: Options, tile: Tile) -> dict:
 
 
 def touched_anchors(level: Level, tile: Tile, least: int) -> int:
-    """A power of two, at least `least` and the number of anchors that a tile can touch."""
+    """Return a power of two, at least `least` and the number of anchors that a tile can touch."""
     whole = tile.block % level.columns == 0
     return max(least, triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2)))
 
@@ -83,13 +84,13 @@ class RowTile(NamedTuple):
     warps: int = 1  # the rows are reduced in registers, and nothing waits at a barrier
 
     def count(self, level: Level) -> int:
-        """The tiles of all rows, each with as many blocks of classes as it takes."""
+        """Return the number of tiles of all rows. A tile has all blocks of the classes of its rows."""
         outer, inner = level.input.shape[0], level.input.shape[2:].numel()
         return triton.cdiv(outer, self.rows) if level.input.dim() == 2 else outer * triton.cdiv(inner, self.rows)
 
 
 def row_tile(level: Level, options: Options) -> RowTile:
-    """For logits [A, C] or [A, C, S]."""
+    """Return the tile for logits [A, C] or [A, C, S]."""
     columns, vector = level.input.shape[1], 16 // level.input.element_size()
     if level.input.dim() > 2:
         inner = level.input.shape[2:].numel()
@@ -108,5 +109,5 @@ def reads_whole_rows(level: Level, options: Options) -> bool:
 
 
 def row_programs(level: Level, options: Options) -> int:
-    """Programs that count the rows: one per tile, at most as many as are resident at once."""
+    """Return the number of programs that count the rows: one per tile, at most as many as are resident at once."""
     return min(row_tile(level, options).count(level), resident_programs(level.input.device))

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_options
-from ..layout import Names, lay_out_rows
+from ..layout import Names
 from ..options import Options
+from ..row_layout import lay_out_rows
 from ..types import Backend, Reduction
 from .base import COMMON, HarmonizedLoss, harmonized_loss, refuse_class_weights
 

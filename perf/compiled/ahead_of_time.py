@@ -47,6 +47,7 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of the kernel."""
         return self.kernel.fn.__name__
 
     @property
@@ -57,7 +58,7 @@ class Launch(NamedTuple):
 
 
 def _kind(parameter: KernelParam, value):
-    """The dtype of a tensor, the value of a constant, and for an integer whether it is 1 or divisible by 16."""
+    """Return the dtype of a tensor, the value of a constant, and for an integer whether it is 1 or divisible by 16."""
     if isinstance(value, torch.Tensor):
         return value.dtype
     if parameter.is_constexpr or value is None:
@@ -68,7 +69,7 @@ def _kind(parameter: KernelParam, value):
 
 
 def collect(call: Callable, target: GPUTarget) -> list[Launch]:
-    """The launches that call() would make for `target`, from CPU tensors. Nothing is computed."""
+    """Return the launches that call() would make for `target`, from CPU tensors. Nothing is computed."""
     launches = []
 
     def record(self, *args, grid, warmup=False, **kwargs):
@@ -104,7 +105,7 @@ def compile_launch(launched: Launch, target: GPUTarget) -> CompiledKernel:
 
 
 def configurations() -> Iterator[tuple[str, Callable]]:
-    """(name, call) of the uses whose kernels are reported. Together they launch every kernel."""
+    """Yield (name, call) of the uses whose kernels are reported. Together they launch every kernel."""
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         yield from ((f"{name} {use}", call) for use, call in _ghmc_calls(dtype).items())

@@ -14,9 +14,9 @@ from compare import logits
 from ghm_triton import GHMCrossEntropyLoss
 from ghm_triton.eager import compute_loss
 from ghm_triton.eager.cross_entropy import CrossEntropyLevel
-from ghm_triton.layout import lay_out_rows
 from ghm_triton.options import Options
 from ghm_triton.regions import region_edges
+from ghm_triton.row_layout import lay_out_rows
 from tolerances import GRADIENT, LOSS, ROUNDING, SMALLEST, assert_close
 
 # Softmax in float32: |z - max| up to 30 rounds p by 30 * 2^-24, and 1 - p has an absolute error of 2^-23.
