@@ -2,12 +2,16 @@
 
 import pandas as pd
 
-from ..accuracy.paired import difference
 from ..accuracy.settings import spread
 from ..markdown_table import as_markdown
+from ..paired import difference
 from .losses import SAMPLER, WAYS
 
-RIVALS = {SAMPLER: "minus the sampler", "BCE": "minus BCE"}  # the density's own effect is the second
+RIVALS = {
+    SAMPLER: "minus the sampler",
+    "focal": "minus focal",
+    "BCE": "minus BCE",
+}  # minus BCE: what the density brings
 
 
 def best_cell(rows: pd.DataFrame, loss: str) -> dict[str, float]:
