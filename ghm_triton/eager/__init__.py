@@ -17,11 +17,11 @@ from ..options import Options
 from ..population import Population
 from .cross_entropy import CrossEntropyLevel
 from .ghmc import measure_ghmc
-from .ghmr import measure_ghmr
+from .ghmr import BoxLevel
 from .harmonize import compute_coefficients
 from .targets import check_population as check_population
 
-_MEASURES = {"ghmc": measure_ghmc, "ghmr": measure_ghmr, "cross_entropy": CrossEntropyLevel}
+_MEASURES = {"ghmc": measure_ghmc, "ghmr": BoxLevel, "cross_entropy": CrossEntropyLevel}
 
 
 @torch.no_grad()

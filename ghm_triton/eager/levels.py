@@ -4,8 +4,9 @@ The constructor of a level counts its elements per slot: `counts`, int64 [bins +
 counts of all levels give one coefficient per slot. `scale` takes them and returns the loss and the gradient.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from ..options import Options
 from ..population import Level, compute_dtype
 from ..regions import floor_misses_edges, region_edges
 
-BLOCK = 32  # elements that ClassIndexLevel treats as one; chunks are multiples of it
+BLOCK = 32  # elements that are easy or hard together
+ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
 
 
 class MeasuredLevel:
@@ -22,119 +24,172 @@ class MeasuredLevel:
 
     def __init__(self, level: Level, options: Options):
         self.grad, self.unreduced, self.bins = options.grad, options.unreduced, options.bins
-        self.nan, self.ignored = self.bins, self.bins + 1  # slots
-        self.shape, device = level.input.shape, level.input.device
+        self.shape = level.input.shape
         self.dtype = compute_dtype(level.input.dtype)
-        self.edges = torch.full((self.bins + 2,), torch.inf, dtype=self.dtype, device=device)
-        self.edges[: self.bins] = region_edges(self.bins, device)[:-1]
         self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(self.bins)
-        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=level.input.device)
 
     def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
 
-        coefficients: [bins + 2] by slot, in the dtype of computation.
+        coefficients: [bins + 2] by slot, in the dtype of computation. A second call would scale once more.
         """
         raise NotImplementedError
 
     def slots_of(self, norm: Tensor) -> Tensor:
         """Return the int32 slot of each norm. A norm above 1 (a target outside [0, 1]) is in the last region."""
         position = (norm * self.bins).clamp_(max=self.bins - 1)
-        slots = position.nan_to_num_(nan=self.nan).to(torch.int32)
+        slots = position.nan_to_num_(nan=self.bins).to(torch.int32)
         if self.compare_edges:
-            slots -= (norm < lookup(self.edges, slots)).to(torch.int32)
-            slots += (norm >= lookup(self.edges, slots + 1)).to(torch.int32)
+            edges = _edges(self.bins, self.dtype, norm.device)
+            slots -= (norm < lookup(edges, slots)).to(torch.int32)
+            slots += (norm >= lookup(edges, slots + 1)).to(torch.int32)
         return slots
 
-    def add(self, slots: Tensor, losses: Tensor) -> None:
-        """Add elements to `counts`, and their losses to `sums` unless the losses stay unreduced."""
-        flat = slots.reshape(-1)
-        self.counts += torch.bincount(flat, minlength=self.bins + 2)
-        if not self.unreduced:
-            self.sums += torch.bincount(flat, weights=losses.reshape(-1).double(), minlength=self.bins + 2)
-
-    def total(self, coefficients: Tensor) -> Tensor:
-        """Return the weighted sum of the losses, fp64 []."""
-        counted = self.sums[: self.ignored]
-        return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum()
+    def count(self, slots: Tensor) -> None:
+        """Add elements to `counts`."""
+        self.counts += torch.bincount(slots.reshape(-1), minlength=self.bins + 2)
 
 
-class AnchorLevel(MeasuredLevel):
-    """A level whose elements each have a region: its input and weights as rows, one per anchor."""
+class Chunk(NamedTuple):
+    """What a chunk of a level keeps from counting until the coefficients are known.
 
-    chunk = 1 << 20  # elements: 4 MB of fp32 stay in the cache, and hide the cost of each call
+    Attributes:
+        elements: Flat positions, with padding to whole blocks if some of them are easy.
+        hard: The blocks whose elements are scaled one by one, or None if all elements are.
+        slots, losses, residuals: Of the hard elements, flat.
+    """
+
+    elements: slice
+    hard: Tensor | None
+    slots: Tensor
+    losses: Tensor
+    residuals: Tensor
+
+
+class ElementLevel(MeasuredLevel):
+    """A level whose elements each have a region.
+
+    A block of BLOCK elements is easy if all of them are in region 0, with the loss -log(1 - g). Nearly all blocks of a
+    trained classifier are easy and take one coefficient. The others ("hard") are gathered and scaled one by one; if
+    they are many, all elements of the chunk are.
+
+    Ignored elements get the gradient norm and the loss 0, and are not counted.
+
+    Attributes:
+        residuals: d loss / d input of the elements, with padding to whole blocks; after `scale` the gradient.
+        losses: The losses of the elements for "none", likewise; else None.
+    """
+
+    chunk = 1 << 18  # elements: 1 MB of fp32 stays in the cache, and hides the cost of each call
 
     def __init__(self, level: Level, options: Options):
         super().__init__(level, options)
-        self.columns = level.columns if level.input.numel() else 1
-        self.input = level.input.reshape(-1, self.columns)
+        size, device = level.input.numel(), level.input.device
+        self.columns = level.columns if size else 1
+        self.input = level.input.reshape(-1, self.columns)  # rows, one per anchor
         self.weight = None
         if level.weight is not None:
             self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+        self.target = level.target.reshape(-1 if level.class_index else self.input.shape)
+        self.residuals = torch.empty(size + -size % BLOCK, dtype=self.dtype, device=device)
+        self.losses = torch.empty_like(self.residuals) if self.unreduced else None
+        self.easy_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.found = [self.measure(*chunk) for chunk in self._chunks()]
 
-    def chunks(self) -> list[slice]:
-        """Return slices of the rows. The elements of each but the last are a multiple of BLOCK."""
+    def measure(self, rows: slice, elements: slice) -> Chunk:
+        """Count a chunk, and compute its losses and residuals. elements: the flat positions of the rows."""
+        raise NotImplementedError
+
+    def _chunks(self) -> list[tuple[slice, slice]]:
+        """Return (rows, elements) of each chunk. All but the last are whole blocks."""
         step = BLOCK // math.gcd(BLOCK, self.columns)
-        rows = max(step, self.chunk // self.columns // step * step)
-        return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
+        most, end = max(step, self.chunk // self.columns // step * step), len(self.input)
+        chunks = [slice(first, min(first + most, end)) for first in range(0, end, most)]
+        return [(rows, slice(rows.start * self.columns, rows.stop * self.columns)) for rows in chunks]
 
-    def is_ignored(self, rows: slice) -> Tensor:
-        """Return bool [rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
-        return ~(self.weight[rows] > 0)
+    def ignored(self, rows: slice) -> Tensor | None:
+        """Return bool [rows, columns], or [rows, 1] for one weight per anchor; None without weights.
 
+        A NaN weight ignores its element.
+        """
+        if self.weight is None:
+            return None
+        ignored = ~(self.weight[rows] > 0)
+        self.counts[0] -= ignored.sum() * (self.columns // ignored.shape[1])
+        return ignored
 
-class ElementLevel(AnchorLevel):
-    """A level with one target per element. `terms`: (inputs, targets) to (gradient norm, loss, residual).
+    def hard_blocks(self, peak: Tensor) -> Tensor | None:
+        """Return the hard blocks, or None if all elements are to be looked at. peak: the largest norm of each block."""
+        hard = (~(peak < _easy_below(self.bins))).nonzero().view(-1)  # a NaN is hard
+        return None if 2 * len(hard) > len(peak) else hard
 
-    Losses are summed per slot while they are in the cache. The gradient takes a second pass over the residuals.
-    """
+    def keep(self, elements: slice, hard: Tensor | None, slots: Tensor, losses: Tensor, residuals: Tensor) -> Chunk:
+        """Count the hard elements, of which the others are given, flat."""
+        self.count(slots)
+        if hard is None and self.losses is not None:
+            losses = self.losses[elements].copy_(losses)
+        return Chunk(elements, hard, slots, losses, residuals)
 
-    chunk = 1 << 17
-
-    def __init__(
-        self, level: Level, options: Options, terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    ):
-        super().__init__(level, options)
-        self.losses = self._new(self.dtype) if self.unreduced else None
-        self.grads = self._new(self.dtype) if self.grad else None
-        small = self.bins + 2 < 256
-        self.slots = self._new(torch.uint8 if small else torch.int32) if self.grad or self.unreduced else None
-        target = level.target.reshape(-1, self.columns)
-        for rows in self.chunks():
-            self._measure(rows, *terms(self.input[rows].to(self.dtype), target[rows].to(self.dtype)))
-
-    def _new(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(self.input.shape, dtype=dtype, device=self.input.device)
-
-    def _measure(self, rows: slice, norm: Tensor, loss: Tensor, residual: Tensor) -> None:
-        slots = self.slots_of(norm)
-        if self.weight is not None:
-            slots.masked_fill_(self.is_ignored(rows), self.ignored)
-        self.add(slots, loss)
-        if self.slots is not None:
-            self.slots[rows] = slots
-        if self.grads is not None:
-            self.grads[rows] = residual
-        if self.losses is not None:
-            self.losses[rows] = loss
+    def add_easy(self, elements: slice, hard: Tensor, norm: Tensor) -> None:
+        """Count the easy elements of a chunk, and add up or store their losses. norm: flat, with padding."""
+        self.counts[0] += elements.stop - elements.start - BLOCK * len(hard)
+        losses = norm.neg().log1p_().neg_()
+        if self.losses is None:
+            self.easy_loss += losses.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum()
+        else:
+            self.losses[padded(elements)] = losses
 
     def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        for rows in self.chunks() if self.slots is not None else ():
-            slots = self.slots[rows].to(torch.int32)
-            coefficient = lookup(coefficients, slots)
-            for values in (self.losses, self.grads):
-                if values is not None:
-                    values[rows] *= coefficient
-                    if self.weight is not None:
-                        values[rows].masked_fill_(slots == self.ignored, 0.0)
-        grads = None if self.grads is None else self.grads.view(self.shape)
-        if self.losses is not None:
-            return self.losses.view(self.shape), grads
-        return self.total(coefficients), grads
+        total, size = self.easy_loss * coefficients[0], self.shape.numel()
+        for chunk in self.found:
+            coefficient = coefficients.index_select(0, chunk.slots)
+            values = [(self.losses, chunk.losses.mul_(coefficient))]
+            if self.grad:
+                values.append((self.residuals, chunk.residuals.mul_(coefficient)))
+            if self.losses is None:
+                total += chunk.losses.sum()
+            for whole, hard in values:
+                if whole is not None and chunk.hard is not None:
+                    blocks = whole[padded(chunk.elements)].mul_(coefficients[0]).view(-1, BLOCK)
+                    blocks.index_copy_(0, chunk.hard, hard.view(-1, BLOCK))
+        losses = total if self.losses is None else self.losses[:size].view(self.shape)
+        return losses, self.residuals[:size].view(self.shape) if self.grad else None
+
+
+def padded(elements: slice) -> slice:
+    """Return the slice with the padding of its last block."""
+    return slice(elements.start, elements.stop + -elements.stop % BLOCK)
+
+
+def in_blocks(values: Tensor, fill: float) -> Tensor:
+    """Return the values flat, padded to whole blocks."""
+    values = values.reshape(-1)
+    missing = -len(values) % BLOCK
+    return torch.nn.functional.pad(values, (0, missing), value=fill) if missing else values
+
+
+def select(values: Tensor, hard: Tensor | None, elements: slice) -> Tensor:
+    """Return the values of the hard blocks, flat, or without padding those of all elements. values: in whole blocks."""
+    if hard is None:
+        return values[: elements.stop - elements.start]
+    return values.view(-1, BLOCK).index_select(0, hard).view(-1)
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:
     """Return `table[index]`."""
     return table.index_select(0, index.reshape(-1)).view(index.shape)
+
+
+@functools.cache
+def _edges(bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the lower edge of each slot and of the one after the last; inf where there is none."""
+    edges = torch.full((bins + 2,), torch.inf, dtype=dtype, device=device)
+    edges[:bins] = region_edges(bins, device)[:-1]
+    return edges
+
+
+@functools.cache
+def _easy_below(bins: int) -> float:
+    return min(region_edges(bins, "cpu")[1].item(), ACCURATE)
