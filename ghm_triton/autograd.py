@@ -3,9 +3,8 @@
 There are two paths to one derivative:
 
 - Compiled and exported graphs call the operators, whose derivative `_register` registers.
-- A plain call goes through an autograd.Function (`_Loss`). torch.func does not support the derivatives of
-  `torch.library.register_autograd`, at least not when nested (pytorch issues 168393, 170834, 179652). Once the oldest
-  supported PyTorch does, delete `_Loss` and call `_run` instead.
+- A plain call goes through an autograd.Function: `_PlainLoss`, or `_Loss` under torch.func, which does not support the
+  derivatives of `torch.library.register_autograd`, at least not when nested (pytorch issues 168393, 170834, 179652).
 """
 
 import sys
@@ -26,8 +25,8 @@ def differentiable_loss(
     """Return [loss], or the losses of each level for reduction "none". Update running_counts in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     inputs, targets, weights = population
-    targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
-    tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
+    targets = targets if options.loss == "ghmr" else [_constant(target) for target in targets]
+    tensors = [*inputs, *targets, *(_constant(weight) for weight in weights)]
     requires_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     options = replaced(options, grad=requires_grad or _transformed())
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
@@ -37,8 +36,13 @@ def differentiable_loss(
     if compiling:
         outputs = _run(triton, options, running_counts, count, tensors)
     else:
-        outputs = _Loss.apply(triton, options, running_counts, count, *tensors)
+        function = _Loss if torch._C._are_functorch_transforms_active() else _PlainLoss
+        outputs = function.apply(triton, options, running_counts, count, *tensors)
     return list(outputs[: _losses(options, count)])
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _transformed() -> bool:
@@ -170,6 +174,21 @@ class _Loss(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[4:]
         found = _gradients(ctx, factors, needs_grad[: 2 * ctx.count])
         return None, None, None, None, *found, *[None] * (len(needs_grad) - len(found))
+
+
+class _PlainLoss(torch.autograd.Function):
+    """`_Loss` without torch.func. It takes less time of the host: no arguments are bound to names, and no operator is
+    differentiated a second time.
+    """
+
+    @staticmethod
+    def forward(ctx, triton, options, running_counts, count, *tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = tuple(_run(triton, options, running_counts, count, tensors))
+        _remember(ctx, triton, options, _split(tensors, count), outputs)
+        return outputs
+
+    backward = _Loss.backward
 
 
 class _Once(torch.autograd.Function):

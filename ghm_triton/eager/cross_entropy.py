@@ -113,14 +113,14 @@ class CrossEntropyLevel(MeasuredLevel):
         p.mul_(mass.unsqueeze(1)).sub_(y)
         return p.abs().sum(1).div_(2), loss
 
-    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        total = torch.zeros((), dtype=torch.float64, device=self.losses.device)
+        total = 0.0
         for at, rows in self._parts():
             coefficient = lookup(coefficients, self.slots[rows])
             losses = self.losses[rows].mul_(coefficient)
             if not self.unreduced:
-                total += losses.sum()
+                total += losses.sum().item()
             if self.grads is not None:
                 self.grads[at] *= coefficient.unsqueeze(1)
         return self.losses if self.unreduced else total, self.grads

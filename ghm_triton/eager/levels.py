@@ -1,7 +1,7 @@
 """Levels of the eager path. Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
 
-The constructor of a level counts its elements per slot: `counts`, int64 [bins + 2] (the regions, NaN, ignored). The
-counts of all levels give one coefficient per slot. `scale` takes them and returns the loss and the gradient.
+The constructor of a level counts its elements per slot: `counts`, [bins + 2] (the regions, NaN, ignored). The counts of
+all levels give one coefficient per slot. `scale` takes them and returns the loss and the gradient.
 """
 
 import functools
@@ -27,10 +27,10 @@ class MeasuredLevel:
         self.shape = level.input.shape
         self.dtype = compute_dtype(level.input.dtype)
         self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(self.bins)
-        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=level.input.device)
+        self.counts = [0] * (self.bins + 2)
 
-    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
+    def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
+        """Return (loss, or the losses in the shape of the input for "none"; the gradient if `grad`).
 
         coefficients: [bins + 2] by slot, in the dtype of computation. A second call would scale once more.
         """
@@ -48,7 +48,8 @@ class MeasuredLevel:
 
     def count(self, slots: Tensor) -> None:
         """Add elements to `counts`."""
-        self.counts += torch.bincount(slots.reshape(-1), minlength=self.bins + 2)
+        found = torch.bincount(slots.reshape(-1), minlength=self.bins + 2).tolist()
+        self.counts = [a + b for a, b in zip(self.counts, found)]
 
 
 class Chunk(NamedTuple):
@@ -94,7 +95,7 @@ class ElementLevel(MeasuredLevel):
         self.target = level.target.reshape(-1 if level.class_index else self.input.shape)
         self.residuals = torch.empty(size + -size % BLOCK, dtype=self.dtype, device=device)
         self.losses = torch.empty_like(self.residuals) if self.unreduced else None
-        self.easy_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.easy_loss = 0.0
         self.found = [self.measure(*chunk) for chunk in self._chunks()]
 
     def measure(self, rows: slice, elements: slice) -> Chunk:
@@ -116,7 +117,7 @@ class ElementLevel(MeasuredLevel):
         if self.weight is None:
             return None
         ignored = ~(self.weight[rows] > 0)
-        self.counts[0] -= ignored.sum() * (self.columns // ignored.shape[1])
+        self.counts[0] -= int(ignored.sum()) * (self.columns // ignored.shape[1])
         return ignored
 
     def hard_blocks(self, peak: Tensor) -> Tensor | None:
@@ -134,28 +135,35 @@ class ElementLevel(MeasuredLevel):
     def add_easy(self, elements: slice, hard: Tensor, norm: Tensor) -> None:
         """Count the easy elements of a chunk, and add up or store their losses. norm: flat, with padding."""
         self.counts[0] += elements.stop - elements.start - BLOCK * len(hard)
-        losses = norm.neg().log1p_().neg_()
+        negative = norm.neg().log1p_()
         if self.losses is None:
-            self.easy_loss += losses.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum()
+            self.easy_loss -= negative.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum().item()
         else:
-            self.losses[padded(elements)] = losses
+            self.losses[padded(elements)] = negative.neg_()
 
-    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        total, size = self.easy_loss * coefficients[0], self.shape.numel()
+        easy, size = coefficients[0], self.shape.numel()
+        total = self.easy_loss * easy.item()
         for chunk in self.found:
             coefficient = coefficients.index_select(0, chunk.slots)
-            values = [(self.losses, chunk.losses.mul_(coefficient))]
-            if self.grad:
-                values.append((self.residuals, chunk.residuals.mul_(coefficient)))
+            chunk.losses.mul_(coefficient)
             if self.losses is None:
-                total += chunk.losses.sum()
-            for whole, hard in values:
-                if whole is not None and chunk.hard is not None:
-                    blocks = whole[padded(chunk.elements)].mul_(coefficients[0]).view(-1, BLOCK)
-                    blocks.index_copy_(0, chunk.hard, hard.view(-1, BLOCK))
+                total += chunk.losses.sum().item()
+            elif chunk.hard is not None:
+                _put(self.losses, chunk, chunk.losses, easy)
+            if self.grad:
+                chunk.residuals.mul_(coefficient)
+                if chunk.hard is not None:
+                    _put(self.residuals, chunk, chunk.residuals, easy)
         losses = total if self.losses is None else self.losses[:size].view(self.shape)
         return losses, self.residuals[:size].view(self.shape) if self.grad else None
+
+
+def _put(values: Tensor, chunk: Chunk, hard: Tensor, easy: Tensor) -> None:
+    """Multiply the values of a chunk by the coefficient of easy elements, and replace those of the hard ones."""
+    blocks = values[padded(chunk.elements)].mul_(easy).view(-1, BLOCK)
+    blocks.index_copy_(0, chunk.hard, hard.view(-1, BLOCK))
 
 
 def padded(elements: slice) -> slice:
