@@ -47,7 +47,7 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
     if options.unreduced:
         losses = [torch.empty_like(loss).copy_(loss) for loss in losses]  # views could not be changed in place
     else:
-        losses = [torch.tensor(sum(losses), dtype=dtype, device=device)]
+        losses = [torch.full((), sum(losses), dtype=dtype, device=device)]
     grads = [grad for _, grad in results] if options.grad else []
     return losses + grads + ([] if state is None else [state])
 

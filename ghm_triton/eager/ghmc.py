@@ -6,7 +6,7 @@ from torch.nn.functional import softplus
 
 from ..options import Options
 from ..population import Level
-from .levels import BLOCK, Chunk, ElementLevel, in_blocks, padded, select
+from .levels import BLOCK, Chunk, ElementLevel, in_blocks, padded, part, select
 from .targets import check_targets
 
 EXACT = 40.0  # from here on softplus(x) is x in float64; at PyTorch's default threshold of 20 it is off by 1e-10
@@ -25,21 +25,20 @@ class ClassIndexLevel(ElementLevel):
     With z = -x at the positives and z = x elsewhere, CE(x, t) = softplus(z) and |p - t| = sigmoid(z).
     """
 
-    def measure(self, rows: slice, elements: slice) -> Chunk:
-        """Count a chunk, and compute its losses and residuals. elements: the flat positions of the rows."""
-        x, ignored = self.input[rows].to(self.dtype), self.ignored(rows)
-        positive = self._positives(self.target[rows].long(), ignored)
-        x = in_blocks(x if ignored is None else x.masked_fill(ignored, -torch.inf), -torch.inf)
+    def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
+        """Count a chunk, and compute its losses and residuals."""
+        x = _logits(input.to(self.dtype), ignored)
+        positive = self._positives(target.long(), ignored)
         z = x.index_copy(0, positive, x.index_select(0, positive).neg_())
-        g = torch.sigmoid(x, out=self.residuals[padded(elements)])
+        g = torch.sigmoid(x, out=part(self.residuals, padded(elements)))
         g.index_copy_(0, positive, 1 - g.index_select(0, positive))
         peak = g.view(-1, BLOCK).amax(1).index_fill_(0, positive // BLOCK, torch.inf)
         hard = self.hard_blocks(peak)
         if hard is not None:
             self.add_easy(elements, hard, g)
-        norms, losses = self.slots_of(select(g, hard, elements)), softplus(select(z, hard, elements), threshold=EXACT)
+        slots, losses = self.slots_of(select(g, hard, elements)), softplus(select(z, hard, elements), threshold=EXACT)
         g.index_copy_(0, positive, z.index_select(0, positive).sigmoid_().neg_())
-        return self.keep(elements, hard, norms, losses, select(g, hard, elements))
+        return self.keep(elements, hard, slots, losses, select(g, hard, elements))
 
     def _positives(self, label: Tensor, ignored: Tensor | None) -> Tensor:
         """Return the flat positions of the positives of a chunk that count."""
@@ -54,13 +53,13 @@ class ClassIndexLevel(ElementLevel):
 class DenseLevel(ElementLevel):
     """A level with one target per element. Blocks with a target other than 0 are hard."""
 
-    def measure(self, rows: slice, elements: slice) -> Chunk:
-        """Count a chunk, and compute its losses and residuals. elements: the flat positions of the rows."""
-        x, t, ignored = self.input[rows].to(self.dtype), self.target[rows].to(self.dtype), self.ignored(rows)
+    def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
+        """Count a chunk, and compute its losses and residuals."""
+        x, t = _logits(input.to(self.dtype), ignored), target.to(self.dtype)
         if ignored is not None:
-            x, t = x.masked_fill(ignored, -torch.inf), t.masked_fill(ignored, 0.0)
-        x, t = in_blocks(x, -torch.inf), in_blocks(t, 0.0)
-        p = torch.sigmoid(x, out=self.residuals[padded(elements)])
+            t = t.view(len(ignored), -1).masked_fill(ignored, 0.0).view(-1)
+        t = in_blocks(t, 0.0)
+        p = torch.sigmoid(x, out=part(self.residuals, padded(elements)))
         bound = torch.add(p, t.abs(), alpha=torch.finfo(self.dtype).max)
         hard = self.hard_blocks(bound.view(-1, BLOCK).amax(1))
         if hard is not None:
@@ -70,6 +69,13 @@ class DenseLevel(ElementLevel):
         if hard is None:
             residuals = of_hard[2].copy_(residuals)
         return self.keep(elements, hard, self.slots_of(norms), losses, residuals)
+
+
+def _logits(x: Tensor, ignored: Tensor | None) -> Tensor:
+    """Return flat logits in whole blocks, -inf in the padding and where ignored."""
+    if ignored is not None:
+        x = x.view(len(ignored), -1).masked_fill(ignored, -torch.inf).view(-1)
+    return in_blocks(x, -torch.inf)
 
 
 def _bce_terms(x: Tensor, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..options import Options
 from ..population import Level
-from .levels import Chunk, ElementLevel
+from .levels import Chunk, ElementLevel, part
 
 
 class BoxLevel(ElementLevel):
@@ -15,13 +15,12 @@ class BoxLevel(ElementLevel):
         self.mu = options.mu
         super().__init__(level, options)
 
-    def measure(self, rows: slice, elements: slice) -> Chunk:
-        """Count a chunk, and compute its losses and residuals. elements: the flat positions of the rows."""
-        d = torch.sub(self.input[rows].to(self.dtype), self.target[rows].to(self.dtype))
-        ignored = self.ignored(rows)
+    def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
+        """Count a chunk, and compute its losses and residuals."""
+        d = input.to(self.dtype) - target.to(self.dtype)
         if ignored is not None:
-            d.masked_fill_(ignored, 0.0)
-        losses, slopes = _asl1_terms(d.view(-1), self.mu, self.residuals[elements])
+            d.view(len(ignored), -1).masked_fill_(ignored, 0.0)
+        losses, slopes = _asl1_terms(d, self.mu, part(self.residuals, elements))
         return self.keep(elements, None, self.slots_of(slopes.abs()), losses, slopes)
 
 

@@ -6,6 +6,7 @@ all levels give one coefficient per slot. `scale` takes them and returns the los
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -86,37 +87,39 @@ class ElementLevel(MeasuredLevel):
 
     def __init__(self, level: Level, options: Options):
         super().__init__(level, options)
-        size, device = level.input.numel(), level.input.device
-        self.columns = level.columns if size else 1
-        self.input = level.input.reshape(-1, self.columns)  # rows, one per anchor
-        self.weight = None
-        if level.weight is not None:
-            self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
-        self.target = level.target.reshape(-1 if level.class_index else self.input.shape)
-        self.residuals = torch.empty(size + -size % BLOCK, dtype=self.dtype, device=device)
+        self.columns = level.columns if level.input.numel() else 1
+        self.residuals = torch.empty(_whole(level.input.numel()), dtype=self.dtype, device=level.input.device)
         self.losses = torch.empty_like(self.residuals) if self.unreduced else None
         self.easy_loss = 0.0
-        self.found = [self.measure(*chunk) for chunk in self._chunks()]
+        self.found = [self.measure(*chunk) for chunk in self._chunks(level)]
 
-    def measure(self, rows: slice, elements: slice) -> Chunk:
-        """Count a chunk, and compute its losses and residuals. elements: the flat positions of the rows."""
+    def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
+        """Count a chunk, and compute its losses and residuals.
+
+        Args:
+            input: Flat.
+            target: Flat, one per element or one per anchor.
+            ignored: bool [anchors, columns] or [anchors, 1], or None if all elements count.
+            elements: The flat positions in the level.
+        """
         raise NotImplementedError
 
-    def _chunks(self) -> list[tuple[slice, slice]]:
-        """Return (rows, elements) of each chunk. All but the last are whole blocks."""
-        step = BLOCK // math.gcd(BLOCK, self.columns)
-        most, end = max(step, self.chunk // self.columns // step * step), len(self.input)
-        chunks = [slice(first, min(first + most, end)) for first in range(0, end, most)]
-        return [(rows, slice(rows.start * self.columns, rows.stop * self.columns)) for rows in chunks]
+    def _chunks(self, level: Level) -> Iterator[tuple[Tensor, Tensor, Tensor | None, slice]]:
+        """Yield the arguments of :meth:`measure`. All chunks but the last are whole blocks, and whole anchors."""
+        input, target, weight = level.input.reshape(-1), level.target.reshape(-1), level.weight
+        size, step = len(input), math.lcm(BLOCK, self.columns)
+        step *= max(1, self.chunk // step)
+        if weight is not None:
+            weight = weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+        for first in range(0, size, step):
+            elements = slice(first, min(first + step, size))
+            rows = slice(first // self.columns, elements.stop // self.columns)
+            ignored = None if weight is None else self._ignored(weight[rows])
+            yield part(input, elements), part(target, rows if level.class_index else elements), ignored, elements
 
-    def ignored(self, rows: slice) -> Tensor | None:
-        """Return bool [rows, columns], or [rows, 1] for one weight per anchor; None without weights.
-
-        A NaN weight ignores its element.
-        """
-        if self.weight is None:
-            return None
-        ignored = ~(self.weight[rows] > 0)
+    def _ignored(self, weight: Tensor) -> Tensor:
+        """Return which elements do not count, and subtract them from region 0. A NaN weight ignores its element."""
+        ignored = ~(weight > 0)
         self.counts[0] -= int(ignored.sum()) * (self.columns // ignored.shape[1])
         return ignored
 
@@ -129,7 +132,7 @@ class ElementLevel(MeasuredLevel):
         """Count the hard elements, of which the others are given, flat."""
         self.count(slots)
         if hard is None and self.losses is not None:
-            losses = self.losses[elements].copy_(losses)
+            losses = part(self.losses, elements).copy_(losses)
         return Chunk(elements, hard, slots, losses, residuals)
 
     def add_easy(self, elements: slice, hard: Tensor, norm: Tensor) -> None:
@@ -139,11 +142,11 @@ class ElementLevel(MeasuredLevel):
         if self.losses is None:
             self.easy_loss -= negative.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum().item()
         else:
-            self.losses[padded(elements)] = negative.neg_()
+            part(self.losses, padded(elements)).copy_(negative.neg_())
 
     def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        easy, size = coefficients[0], self.shape.numel()
+        easy, whole = coefficients[0], slice(0, self.shape.numel())
         total = self.easy_loss * easy.item()
         for chunk in self.found:
             coefficient = coefficients.index_select(0, chunk.slots)
@@ -156,32 +159,40 @@ class ElementLevel(MeasuredLevel):
                 chunk.residuals.mul_(coefficient)
                 if chunk.hard is not None:
                     _put(self.residuals, chunk, chunk.residuals, easy)
-        losses = total if self.losses is None else self.losses[:size].view(self.shape)
-        return losses, self.residuals[:size].view(self.shape) if self.grad else None
+        losses = total if self.losses is None else part(self.losses, whole).view(self.shape)
+        return losses, part(self.residuals, whole).view(self.shape) if self.grad else None
 
 
 def _put(values: Tensor, chunk: Chunk, hard: Tensor, easy: Tensor) -> None:
     """Multiply the values of a chunk by the coefficient of easy elements, and replace those of the hard ones."""
-    blocks = values[padded(chunk.elements)].mul_(easy).view(-1, BLOCK)
+    blocks = part(values, padded(chunk.elements)).mul_(easy).view(-1, BLOCK)
     blocks.index_copy_(0, chunk.hard, hard.view(-1, BLOCK))
+
+
+def part(values: Tensor, at: slice) -> Tensor:
+    """Return `values[at]`, or without another view all values."""
+    return values if at.stop - at.start == len(values) else values[at]
 
 
 def padded(elements: slice) -> slice:
     """Return the slice with the padding of its last block."""
-    return slice(elements.start, elements.stop + -elements.stop % BLOCK)
+    return slice(elements.start, _whole(elements.stop))
+
+
+def _whole(size: int) -> int:
+    return size + -size % BLOCK
 
 
 def in_blocks(values: Tensor, fill: float) -> Tensor:
-    """Return the values flat, padded to whole blocks."""
-    values = values.reshape(-1)
+    """Return the flat values padded to whole blocks."""
     missing = -len(values) % BLOCK
-    return torch.nn.functional.pad(values, (0, missing), value=fill) if missing else values
+    return torch.cat([values, values.new_full((missing,), fill)]) if missing else values
 
 
 def select(values: Tensor, hard: Tensor | None, elements: slice) -> Tensor:
     """Return the values of the hard blocks, flat, or without padding those of all elements. values: in whole blocks."""
     if hard is None:
-        return values[: elements.stop - elements.start]
+        return part(values, slice(0, elements.stop - elements.start))
     return values.view(-1, BLOCK).index_select(0, hard).view(-1)
 
 
