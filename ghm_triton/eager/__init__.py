@@ -24,7 +24,6 @@ from .targets import check_population as check_population
 _LEVELS = {"ghmc": measure_ghmc, "ghmr": BoxLevel, "cross_entropy": CrossEntropyLevel}
 
 
-@torch.no_grad()
 def compute_loss(population: Population, running_counts: Tensor | None, options: Options) -> list[Tensor]:
     """Compute [loss], or the losses of each level for "none".
 
