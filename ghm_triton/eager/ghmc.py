@@ -6,7 +6,7 @@ from torch.nn.functional import softplus
 
 from ..options import Options
 from ..population import Level
-from .levels import BLOCK, Chunk, ElementLevel, in_blocks, padded, part, select
+from .levels import BLOCK, Chunk, ElementLevel, select
 from .targets import check_targets
 
 EXACT = 40.0  # from here on softplus(x) is x in float64; at PyTorch's default threshold of 20 it is off by 1e-10
@@ -27,13 +27,15 @@ class ClassIndexLevel(ElementLevel):
 
     def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
         """Count a chunk, and compute its losses and residuals."""
-        x = _logits(input.to(self.dtype), ignored)
         positive = self._positives(target.long(), ignored)
+        x = self.padded(_filled(input.to(self.dtype), ignored, -torch.inf), -torch.inf)
         z = x.index_copy(0, positive, x.index_select(0, positive).neg_())
-        g = torch.sigmoid(x, out=part(self.residuals, padded(elements)))
+        g = torch.sigmoid(x, out=self.of(elements, self.residuals))
         g.index_copy_(0, positive, 1 - g.index_select(0, positive))
-        peak = g.view(-1, BLOCK).amax(1).index_fill_(0, positive // BLOCK, torch.inf)
-        hard = self.hard_blocks(peak)
+        hard = None
+        if self.by_block:
+            peak = g.view(-1, BLOCK).amax(1)
+            hard = self.hard_blocks(peak.index_fill_(0, positive // BLOCK, torch.inf))
         if hard is not None:
             self.add_easy(elements, hard, g)
         slots, losses = self.slots_of(select(g, hard, elements)), softplus(select(z, hard, elements), threshold=EXACT)
@@ -55,13 +57,13 @@ class DenseLevel(ElementLevel):
 
     def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
         """Count a chunk, and compute its losses and residuals."""
-        x, t = _logits(input.to(self.dtype), ignored), target.to(self.dtype)
-        if ignored is not None:
-            t = t.view(len(ignored), -1).masked_fill(ignored, 0.0).view(-1)
-        t = in_blocks(t, 0.0)
-        p = torch.sigmoid(x, out=part(self.residuals, padded(elements)))
-        bound = torch.add(p, t.abs(), alpha=torch.finfo(self.dtype).max)
-        hard = self.hard_blocks(bound.view(-1, BLOCK).amax(1))
+        x = self.padded(_filled(input.to(self.dtype), ignored, -torch.inf), -torch.inf)
+        t = self.padded(_filled(target.to(self.dtype), ignored, 0.0), 0.0)
+        p = torch.sigmoid(x, out=self.of(elements, self.residuals))
+        hard = None
+        if self.by_block:
+            bound = torch.add(p, t.abs(), alpha=torch.finfo(self.dtype).max)
+            hard = self.hard_blocks(bound.view(-1, BLOCK).amax(1))
         if hard is not None:
             self.add_easy(elements, hard, p)
         of_hard = [select(values, hard, elements) for values in (x, t, p)]
@@ -71,11 +73,9 @@ class DenseLevel(ElementLevel):
         return self.keep(elements, hard, self.slots_of(norms), losses, residuals)
 
 
-def _logits(x: Tensor, ignored: Tensor | None) -> Tensor:
-    """Return flat logits in whole blocks, -inf in the padding and where ignored."""
-    if ignored is not None:
-        x = x.view(len(ignored), -1).masked_fill(ignored, -torch.inf).view(-1)
-    return in_blocks(x, -torch.inf)
+def _filled(values: Tensor, ignored: Tensor | None, fill: float) -> Tensor:
+    """Return the flat values of a chunk, with another where ignored."""
+    return values if ignored is None else values.view(len(ignored), -1).masked_fill(ignored, fill).view(-1)
 
 
 def _bce_terms(x: Tensor, t: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,9 @@ from .levels import Chunk, ElementLevel, part
 
 
 class BoxLevel(ElementLevel):
-    """A level of box coordinates, all of which are hard."""
+    """A level of box coordinates."""
+
+    can_be_easy = False
 
     def __init__(self, level: Level, options: Options):
         self.mu = options.mu
@@ -28,11 +30,9 @@ def _asl1_terms(d: Tensor, mu: float, output: Tensor) -> tuple[Tensor, Tensor]:
     """Return (ASL1(d), its derivative d / sqrt(d^2 + mu^2) in `output`)."""
     square = d * d
     root = (square + mu * mu).sqrt_()
-    slope = torch.div(d, root.clamp_(min=1e-37), out=output)
-    finite = bool(square.max() < 1e30)
-    loss = square.div_(root.add_(mu))
-    if not finite:  # where d^2 overflows, sqrt(d^2 + mu^2) is |d|; a NaN takes this branch too
-        huge = d.abs() > 1e15
-        slope.copy_(torch.where(huge, d.sign(), slope))
-        loss = torch.where(huge, d.abs() - mu, loss)
-    return loss, slope
+    slope = torch.div(d, root, out=output)
+    if square.max().item() < 1e30:
+        return square.div_(root.add_(mu)), slope
+    huge = d.abs() > 1e15  # where d^2 overflows, sqrt(d^2 + mu^2) is |d|; a NaN takes this branch too
+    slope.copy_(torch.where(huge, d.sign(), slope))
+    return torch.where(huge, d.abs() - mu, square.div_(root.add_(mu))), slope

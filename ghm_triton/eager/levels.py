@@ -72,23 +72,28 @@ class Chunk(NamedTuple):
 class ElementLevel(MeasuredLevel):
     """A level whose elements each have a region.
 
-    A block of BLOCK elements is easy if all of them are in region 0, with the loss -log(1 - g). Nearly all blocks of a
-    trained classifier are easy and take one coefficient. The others ("hard") are gathered and scaled one by one; if
-    they are many, all elements of the chunk are.
+    In large levels, a block of BLOCK elements is easy if all of them are in region 0, with the loss -log(1 - g). Nearly
+    all blocks of a trained classifier are easy and take one coefficient. The others ("hard") are gathered and scaled
+    one by one; if they are many, or the level is small, all elements of a chunk are.
 
     Ignored elements get the gradient norm and the loss 0, and are not counted.
 
     Attributes:
-        residuals: d loss / d input of the elements, with padding to whole blocks; after `scale` the gradient.
+        residuals: d loss / d input of the elements, flat, with padding to whole blocks; after `scale` the gradient.
         losses: The losses of the elements for "none", likewise; else None.
     """
 
     chunk = 1 << 18  # elements: 1 MB of fp32 stays in the cache, and hides the cost of each call
+    small = 1 << 14  # elements: up to here, finding the hard blocks takes longer than it saves
+    can_be_easy = True
 
     def __init__(self, level: Level, options: Options):
         super().__init__(level, options)
-        self.columns = level.columns if level.input.numel() else 1
-        self.residuals = torch.empty(_whole(level.input.numel()), dtype=self.dtype, device=level.input.device)
+        size = level.input.numel()
+        self.columns = level.columns if size else 1
+        self.by_block = self.can_be_easy and size > self.small
+        whole = size + -size % BLOCK if self.by_block else size
+        self.residuals = torch.empty(whole, dtype=self.dtype, device=level.input.device)
         self.losses = torch.empty_like(self.residuals) if self.unreduced else None
         self.easy_loss = 0.0
         self.found = [self.measure(*chunk) for chunk in self._chunks(level)]
@@ -123,8 +128,18 @@ class ElementLevel(MeasuredLevel):
         self.counts[0] -= int(ignored.sum()) * (self.columns // ignored.shape[1])
         return ignored
 
+    def padded(self, values: Tensor, fill: float) -> Tensor:
+        """Return the values of a chunk, flat, in whole blocks if these are looked at."""
+        missing = -len(values) % BLOCK if self.by_block else 0
+        return torch.cat([values, values.new_full((missing,), fill)]) if missing else values
+
+    def of(self, elements: slice, values: Tensor) -> Tensor:
+        """Return those of the values of all elements, flat, that belong to a chunk, with its padding."""
+        stop = elements.stop + -elements.stop % BLOCK if self.by_block else elements.stop
+        return part(values, slice(elements.start, stop))
+
     def hard_blocks(self, peak: Tensor) -> Tensor | None:
-        """Return the hard blocks, or None if all elements are to be looked at. peak: the largest norm of each block."""
+        """Return the hard blocks, or None if all elements are looked at. peak: the largest norm of each block."""
         hard = (~(peak < _easy_below(self.bins))).nonzero().view(-1)  # a NaN is hard
         return None if 2 * len(hard) > len(peak) else hard
 
@@ -142,31 +157,31 @@ class ElementLevel(MeasuredLevel):
         if self.losses is None:
             self.easy_loss -= negative.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum().item()
         else:
-            part(self.losses, padded(elements)).copy_(negative.neg_())
+            self.of(elements, self.losses).copy_(negative.neg_())
 
     def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        easy, whole = coefficients[0], slice(0, self.shape.numel())
-        total = self.easy_loss * easy.item()
+        total, whole = 0.0, slice(0, self.shape.numel())
+        if self.easy_loss:
+            total = self.easy_loss * coefficients[0].item()
         for chunk in self.found:
             coefficient = coefficients.index_select(0, chunk.slots)
             chunk.losses.mul_(coefficient)
             if self.losses is None:
                 total += chunk.losses.sum().item()
             elif chunk.hard is not None:
-                _put(self.losses, chunk, chunk.losses, easy)
+                _put(self.of(chunk.elements, self.losses), chunk.hard, chunk.losses, coefficients[0])
             if self.grad:
                 chunk.residuals.mul_(coefficient)
                 if chunk.hard is not None:
-                    _put(self.residuals, chunk, chunk.residuals, easy)
+                    _put(self.of(chunk.elements, self.residuals), chunk.hard, chunk.residuals, coefficients[0])
         losses = total if self.losses is None else part(self.losses, whole).view(self.shape)
         return losses, part(self.residuals, whole).view(self.shape) if self.grad else None
 
 
-def _put(values: Tensor, chunk: Chunk, hard: Tensor, easy: Tensor) -> None:
+def _put(values: Tensor, hard: Tensor, of_hard: Tensor, easy: Tensor) -> None:
     """Multiply the values of a chunk by the coefficient of easy elements, and replace those of the hard ones."""
-    blocks = part(values, padded(chunk.elements)).mul_(easy).view(-1, BLOCK)
-    blocks.index_copy_(0, chunk.hard, hard.view(-1, BLOCK))
+    values.mul_(easy).view(-1, BLOCK).index_copy_(0, hard, of_hard.view(-1, BLOCK))
 
 
 def part(values: Tensor, at: slice) -> Tensor:
@@ -174,23 +189,8 @@ def part(values: Tensor, at: slice) -> Tensor:
     return values if at.stop - at.start == len(values) else values[at]
 
 
-def padded(elements: slice) -> slice:
-    """Return the slice with the padding of its last block."""
-    return slice(elements.start, _whole(elements.stop))
-
-
-def _whole(size: int) -> int:
-    return size + -size % BLOCK
-
-
-def in_blocks(values: Tensor, fill: float) -> Tensor:
-    """Return the flat values padded to whole blocks."""
-    missing = -len(values) % BLOCK
-    return torch.cat([values, values.new_full((missing,), fill)]) if missing else values
-
-
 def select(values: Tensor, hard: Tensor | None, elements: slice) -> Tensor:
-    """Return the values of the hard blocks, flat, or without padding those of all elements. values: in whole blocks."""
+    """Return the values of the hard blocks, flat, or those of all elements without padding. values: those of a chunk."""
     if hard is None:
         return part(values, slice(0, elements.stop - elements.start))
     return values.view(-1, BLOCK).index_select(0, hard).view(-1)
