@@ -16,6 +16,7 @@ from . import ops
 from .options import Options, replaced
 from .population import Population, kept_by_kernels, loss_shape
 
+_modes = torch._C._len_torch_dispatch_stack  # the number of modes of torch.utils._python_dispatch, or of tracing
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.7
 
 
@@ -53,16 +54,10 @@ def _transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return _is_exporting()
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return True
     tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")  # not imported: no make_fx
-    traced = torch.jit.is_tracing() or (tracing is not None and tracing.get_proxy_mode() is not None)
-    return traced or torch._C._are_functorch_transforms_active()
-
-
-def _is_plain(tensors) -> bool:
-    """Whether a call of an operator would reach its implementation, and nothing else would see it."""
-    if torch._C._len_torch_dispatch_stack():
-        return False
-    return all([type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors])
+    return bool(_modes() and tracing is not None and tracing.get_proxy_mode() is not None)
 
 
 def _losses(options: Options, count: int) -> int:
@@ -73,6 +68,11 @@ def _for_kernels(tensor: Tensor) -> Tensor:
     """Return the tensor contiguous, with bool as uint8: kernels would read True as -1."""
     tensor = tensor.contiguous()
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+
+def _is_plain(tensors) -> bool:
+    """Whether a call of an operator would reach its implementation, and nothing else would see it."""
+    return not _modes() and all([type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors])
 
 
 def _split(tensors, count: int) -> Population:

@@ -32,7 +32,9 @@ def compute_loss(population: Population, running_counts: Tensor | None, options:
     """
     device, dtype = population.inputs[0].device, compute_dtype(population.inputs[0].dtype)
     levels = [_LEVELS[options.loss](level, options) for level in population.levels()]
-    counts = [sum(slot) for slot in zip(*(level.counts for level in levels))]
+    counts = levels[0].counts
+    for level in levels[1:]:
+        counts = [a + b for a, b in zip(counts, level.counts)]
     density, total = counts[: options.bins], sum(counts[: options.bins + 1])
     if options.mmdet and options.loss == "ghmr" and population.weights:
         total = _sum_of_weights(population)

@@ -29,7 +29,8 @@ class ClassIndexLevel(ElementLevel):
         """Count a chunk, and compute its losses and residuals."""
         positive = self._positives(target.long(), ignored)
         x = self.padded(_filled(input.to(self.dtype), ignored, -torch.inf), -torch.inf)
-        z = x.index_copy(0, positive, x.index_select(0, positive).neg_())
+        of_positive = x.index_select(0, positive).neg_()
+        z = x.index_copy(0, positive, of_positive)
         g = torch.sigmoid(x, out=self.of(elements, self.residuals))
         g.index_copy_(0, positive, 1 - g.index_select(0, positive))
         hard = None
@@ -39,7 +40,7 @@ class ClassIndexLevel(ElementLevel):
         if hard is not None:
             self.add_easy(elements, hard, g)
         slots, losses = self.slots_of(select(g, hard, elements)), softplus(select(z, hard, elements), threshold=EXACT)
-        g.index_copy_(0, positive, z.index_select(0, positive).sigmoid_().neg_())
+        g.index_copy_(0, positive, of_positive.sigmoid_().neg_())
         return self.keep(elements, hard, slots, losses, select(g, hard, elements))
 
     def _positives(self, label: Tensor, ignored: Tensor | None) -> Tensor:

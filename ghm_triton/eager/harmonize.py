@@ -28,8 +28,9 @@ def compute_coefficients(
         scale = options.loss_weight * size / (size + torch.finfo(torch.float32).eps)
     else:
         scale = options.loss_weight * (weighted / size)
-    shared = sum(_power(s, 1 - options.exponent) for s, r in zip(smooth, density) if r > 0 or not options.mmdet)
-    weights = [_ratio(scale, _power(s, options.exponent) * shared) if r > 0 else 0.0 for s, r in zip(smooth, density)]
+    rest, exponent = 1 - options.exponent, options.exponent
+    shared = sum([s**rest for s, r in zip(smooth, density) if r > 0 or not options.mmdet])
+    weights = [scale / (s**exponent * shared) if r > 0 else 0.0 for s, r in zip(smooth, density)]
     return [*weights, scale, 0.0], state
 
 
@@ -49,17 +50,10 @@ def _average(
         new.append(momentum * age + (1 - momentum))
     state = torch.tensor(new, dtype=running_counts.dtype, device=running_counts.device)
     new = state.tolist()  # rounded as later calls read it
-    if options.mmdet:
-        return new, state
-    age = new.pop()
+    age = 1.0 if options.mmdet else new.pop()
     return [_ratio(s, age) for s in new], state if total > 0 else running_counts.clone()
 
 
-def _power(base: float, exponent: float) -> float:
-    """Return what tensors give: NaN for a negative base, unless the exponent is 0 or 1."""
-    return base**exponent if base >= 0 or exponent in (0, 1) else math.nan
-
-
-def _ratio(a: float, b: float) -> float:
-    """Return what tensors give: inf or NaN where b is 0."""
-    return a / b if b != 0 else a * math.inf
+def _ratio(count: float, age: float) -> float:
+    """Return the average. NaN for a state that no call can leave behind."""
+    return count / age if count >= 0 and age > 0 else math.nan
