@@ -1,5 +1,7 @@
 """GHM-C: g = |p - t|, CE(x, t), p - t for p = sigmoid(x) (eq. 3)."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -14,9 +16,12 @@ EXACT = 40.0  # from here on softplus(x) is x in float64; at PyTorch's default t
 
 def measure_ghmc(level: Level, options: Options) -> ElementLevel:
     """Count the elements of a level per slot."""
-    if not options.mmdet:  # its formulas treat any other index as background
-        check_targets(level)
     return (ClassIndexLevel if level.class_index else DenseLevel)(level, options)
+
+
+def _limits(level: Level, options: Options) -> tuple[float, float]:
+    """Check the targets, and return bounds of them. The formulas of mmdetection take any target."""
+    return (-math.inf, math.inf) if options.mmdet else check_targets(level)
 
 
 class ClassIndexLevel(ElementLevel):
@@ -25,6 +30,10 @@ class ClassIndexLevel(ElementLevel):
     With z = -x at the positives and z = x elsewhere, CE(x, t) = softplus(z) and |p - t| = sigmoid(z).
     """
 
+    def __init__(self, level: Level, options: Options):
+        self.least, self.most = _limits(level, options)
+        super().__init__(level, options)
+
     def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
         """Count a chunk, and compute its losses and residuals."""
         positive = self._positives(target.long(), ignored)
@@ -32,7 +41,7 @@ class ClassIndexLevel(ElementLevel):
         of_positive = x.index_select(0, positive).neg_()
         z = x.index_copy(0, positive, of_positive)
         g = torch.sigmoid(x, out=self.of(elements, self.residuals))
-        g.index_copy_(0, positive, 1 - g.index_select(0, positive))
+        g.index_copy_(0, positive, g.index_select(0, positive).neg_().add_(1))
         hard = None
         if self.by_block:
             peak = g.view(-1, BLOCK).amax(1)
@@ -45,7 +54,13 @@ class ClassIndexLevel(ElementLevel):
 
     def _positives(self, label: Tensor, ignored: Tensor | None) -> Tensor:
         """Return the flat positions of the positives of a chunk that count."""
-        row = ((label >= 0) & (label < self.columns)).nonzero().view(-1)
+        if self.least >= 0:
+            inside = label < self.columns
+        elif self.most < self.columns:
+            inside = label >= 0
+        else:
+            inside = (label >= 0) & (label < self.columns)
+        row = inside.nonzero().view(-1)
         label = label.index_select(0, row)
         if ignored is not None:
             counted = ~ignored.expand(-1, self.columns)[row, label]
@@ -55,6 +70,10 @@ class ClassIndexLevel(ElementLevel):
 
 class DenseLevel(ElementLevel):
     """A level with one target per element. Blocks with a target other than 0 are hard."""
+
+    def __init__(self, level: Level, options: Options):
+        _limits(level, options)
+        super().__init__(level, options)
 
     def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
         """Count a chunk, and compute its losses and residuals."""
