@@ -3,9 +3,8 @@
 There are two paths to one derivative:
 
 - Compiled and exported graphs call the operators, whose derivative `_register` registers.
-- A plain call goes through an autograd.Function (`_Loss`). torch.func does not support the derivatives of
-  `torch.library.register_autograd`, at least not when nested (pytorch issues 168393, 170834, 179652). Once the oldest
-  supported PyTorch does, delete `_Loss` and call `_run` instead.
+- A plain call goes through an autograd.Function: `_PlainLoss`, or `_Loss` under torch.func, which does not support the
+  derivatives of `torch.library.register_autograd`, at least not when nested (pytorch issues 168393, 170834, 179652).
 """
 
 import sys
@@ -17,6 +16,7 @@ from . import ops
 from .options import Options, replaced
 from .population import Population, kept_by_kernels, loss_shape
 
+_modes = torch._C._len_torch_dispatch_stack  # the number of modes of torch.utils._python_dispatch, or of tracing
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.7
 
 
@@ -26,19 +26,25 @@ def differentiable_loss(
     """Return [loss], or the losses of each level for reduction "none". Update running_counts in place."""
     compiling, count = torch.compiler.is_compiling(), len(population.inputs)
     inputs, targets, weights = population
-    targets = [target.detach() for target in targets] if options.loss != "ghmr" else targets
-    tensors = [*inputs, *targets, *(weight.detach() for weight in weights)]
-    requires_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    options = replaced(options, grad=requires_grad or transformed())
+    targets = targets if options.loss == "ghmr" else [_constant(target) for target in targets]
+    tensors = [*inputs, *targets, *(_constant(weight) for weight in weights)]
+    traced = transformed()
+    grad = traced or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    options = replaced(options, grad=grad)
     if not (compiling or torch.is_inference_mode_enabled()):  # autograd cannot save inference tensors
         tensors = [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
     if triton:
         tensors = [_for_kernels(tensor) for tensor in tensors]
     if compiling:
-        outputs = _run(triton, options, running_counts, count, tensors)
+        outputs = _run(_operator(triton), options, running_counts, _split(tensors, count))
     else:
-        outputs = _Loss.apply(triton, options, running_counts, count, *tensors)
+        function = _PlainLoss if not traced and _is_plain(tensors) else _Loss
+        outputs = function.apply(triton, options, running_counts, count, *tensors)
     return list(outputs[: _losses(options, count)])
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def transformed() -> bool:
@@ -48,9 +54,10 @@ def transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return _is_exporting()
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return True
     tracing = sys.modules.get("torch.fx.experimental.proxy_tensor")  # not imported: no make_fx
-    traced = torch.jit.is_tracing() or (tracing is not None and tracing.get_proxy_mode() is not None)
-    return traced or torch._C._are_functorch_transforms_active()
+    return bool(_modes() and tracing is not None and tracing.get_proxy_mode() is not None)
 
 
 def _losses(options: Options, count: int) -> int:
@@ -63,14 +70,26 @@ def _for_kernels(tensor: Tensor) -> Tensor:
     return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
 
+def _is_plain(tensors) -> bool:
+    """Whether a call of an operator would reach its implementation, and nothing else would see it."""
+    return not _modes() and all(
+        type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta for tensor in tensors
+    )
+
+
 def _split(tensors, count: int) -> Population:
     return Population(list(tensors[:count]), list(tensors[count : 2 * count]), list(tensors[2 * count :]))
 
 
-def _run(triton: bool, options: Options, running_counts: Tensor | None, count: int, tensors) -> list[Tensor]:
-    """Return the losses of the operator, followed by the tensors that its gradient needs."""
+def _operator(triton: bool):
+    """Return the operator of the loss, with the arguments of its implementation."""
     operator = torch.ops.ghm_triton.triton_loss if triton else torch.ops.ghm_triton.eager_loss
-    outputs = operator(*_split(tensors, count), running_counts, *options)
+    return lambda population, running_counts, options: operator(*population, running_counts, *options)
+
+
+def _run(compute, options: Options, running_counts: Tensor | None, population: Population) -> list[Tensor]:
+    """Return the losses of the operator, followed by the tensors that its gradient needs."""
+    outputs = compute(population, running_counts, options)
     if running_counts is not None and options.update:
         *outputs, state = outputs
         running_counts.copy_(state)
@@ -107,7 +126,7 @@ def _gradients(ctx, factors, needs_grad: list[bool]) -> list[Tensor | None]:
         grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors, strict=True)]
     for i, grad in enumerate(grads):
         if needs_grad[i]:
-            found[i] = grad.to(ctx.dtypes[i])
+            found[i] = grad if grad.dtype == ctx.dtypes[i] else grad.to(ctx.dtypes[i])
         if needs_grad[count + i] and options.loss == "ghmr":
             found[count + i] = grad.neg().to(ctx.dtypes[count + i])
     if torch.is_grad_enabled():  # create_graph=True
@@ -115,14 +134,15 @@ def _gradients(ctx, factors, needs_grad: list[bool]) -> list[Tensor | None]:
     return found
 
 
-@torch.no_grad()
 def _scaled(grad: Tensor, factor: Tensor | None, options: Options) -> Tensor:
     if factor is None:
         return torch.zeros_like(grad)
     if options.unreduced:  # the factor of an ignored element may be inf or NaN
         factor = factor.unsqueeze(1) if options.loss == "cross_entropy" else factor
         return torch.where(grad == 0, 0.0, grad * factor)
-    return grad * factor.expand_as(grad)  # vmap over 0 populations has no rule for a product with a number
+    if torch._C._are_functorch_transforms_active():  # vmap over 0 populations has no rule for a product with a number
+        factor = factor.expand_as(grad)
+    return grad * factor
 
 
 @torch.no_grad()
@@ -146,9 +166,7 @@ def _by_kernels(factors, population: Population, kept: list[Tensor], options: Op
 
 def _batched(factor: Tensor) -> bool:
     """Whether `is_grads_batched=True` stacked the factor. Its vmap has no rule for operators that return a list."""
-    if torch.compiler.is_compiling():
-        return False
-    return "Batched" in str(torch._C._dispatch_keys(factor)).replace("FuncTorchBatched", "")
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(factor)
 
 
 class _Loss(torch.autograd.Function):
@@ -158,7 +176,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(triton, options, running_counts, count, *tensors):
-        return tuple(_run(triton, options, running_counts, count, tensors))
+        return tuple(_run(_operator(triton), options, running_counts, _split(tensors, count)))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -170,6 +188,19 @@ class _Loss(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[4:]
         found = _gradients(ctx, factors, needs_grad[: 2 * ctx.count])
         return None, None, None, None, *found, *[None] * (len(needs_grad) - len(found))
+
+
+class _PlainLoss(torch.autograd.Function):
+    """`_Loss` for plain tensors, without torch.func and the dispatcher: half the time of the host."""
+
+    @staticmethod
+    def forward(ctx, triton, options, running_counts, count, *tensors):
+        population = _split(tensors, count)
+        outputs = tuple(_run(ops.triton_loss if triton else ops.eager_loss, options, running_counts, population))
+        _remember(ctx, triton, options, population, outputs)
+        return outputs
+
+    backward = _Loss.backward
 
 
 class _Once(torch.autograd.Function):

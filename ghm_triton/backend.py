@@ -62,7 +62,7 @@ def _has_float64(device: torch.device) -> bool:
     return True
 
 
-def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype) -> bool:
+def use_triton(backend: str | None, input: torch.Tensor) -> bool:
     """Whether the kernels run for tensors of this device and dtype. float64 always runs eagerly.
 
     Raises:
@@ -71,8 +71,9 @@ def use_triton(backend: str | None, device: torch.device, dtype: torch.dtype) ->
             check that the interpreter is active.
     """
     name = check_backend(backend)
-    if name == "eager" or dtype == torch.float64:
+    if name == "eager" or input.dtype == torch.float64 or (name is None and input.is_cpu):
         return False
+    device = input.device
     if name is None:
         return device.type in ("cuda", "xpu") and kernels is not None
     if kernels is None:

@@ -3,6 +3,7 @@
 ghm_triton.layout checks the tensors.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -103,6 +104,13 @@ def check_ignore_index(ignore_index) -> int | None:
 
 def check_options(options: Options) -> Options:
     """Return the options with each number converted to an int or a float."""
+    if torch.compiler.is_compiling() or not _BUILTIN.issuperset(map(type, options)):
+        return _check_options(*options)
+    return _checked_before(*options)
+
+
+def _check_options(*values) -> Options:
+    options = Options(*values)
     check_choice("reduction", options.reduction, REDUCTIONS)
     return replaced(
         options,
@@ -115,6 +123,10 @@ def check_options(options: Options) -> Options:
         ignore_index=check_ignore_index(options.ignore_index),
         label_smoothing=check_exponent(options.label_smoothing, name="label_smoothing"),
     )
+
+
+_BUILTIN = {int, float, str, bool, type(None)}  # their values do not change, as those of arrays can
+_checked_before = functools.lru_cache(maxsize=256, typed=True)(_check_options)  # a tenth of the time
 
 
 def check_running_counts(running_counts, options: Options, device: torch.device, *, name: str, of: str) -> None:

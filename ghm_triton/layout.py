@@ -33,23 +33,21 @@ def lay_out_elements(input, target, mask, options: Options, names: Names) -> Pop
     masks = [] if mask is None else _levels(names.mask, mask, input, len(inputs), names.input)
     levels = []
     for i, x in enumerate(inputs):
-        of_level = f"[{i}]" if isinstance(input, (tuple, list)) else ""
-        here = Names(names.input + of_level, names.target + of_level, names.mask + of_level)
+        here = names
+        if isinstance(input, (tuple, list)):
+            here = Names(f"{names.input}[{i}]", f"{names.target}[{i}]", f"{names.mask}[{i}]")
         check_floats(here.input, x)
         if x.dtype != inputs[0].dtype:
             raise TypeError(f"{here.input} must have the dtype of the first level, {inputs[0].dtype}, got {x.dtype}")
         check_device(here.input, x, "the first level", inputs[0].device)
         levels.append(_lay_out_level(x, targets[i], masks[i] if masks else None, options, here))
-    for name, of_levels in (
-        (names.target, [level[1] for level in levels]),
-        (names.mask, [level[2] for level in levels]),
-    ):
+    outputs, aims, counted = map(list, zip(*levels))
+    for name, of_levels in ((names.target, aims), (names.mask, counted)) if len(levels) > 1 else ():
         rows = [tensor is not None and tensor.dim() < x.dim() for x, tensor in zip(inputs, of_levels)]
         if len(set(rows)) > 1:
             kind = "hold class indices" if name == names.target else "be given per element"
             raise ValueError(f"{name} must {kind} for all levels or for none, got both kinds")
-    outputs, aims, counted = zip(*levels)
-    return Population(list(outputs), list(aims), [] if counted[0] is None else list(counted))
+    return Population(outputs, aims, [] if counted[0] is None else counted)
 
 
 def restore_layout(losses: list[Tensor], input, options: Options) -> Tensor | tuple[Tensor, ...]:

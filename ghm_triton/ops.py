@@ -23,7 +23,7 @@ import torch
 
 from . import eager
 from .backend import checks_targets, kernels
-from .interpreter import interpreted
+from .interpreter import check_interpreter
 from .options import SCHEMA, Options, replaced
 from .population import Population, compute_dtype, loss_shape
 from .regions import slots_of_kernels
@@ -35,15 +35,27 @@ library.define(f"triton_loss({_POPULATION}, Tensor? running_counts, {SCHEMA}) ->
 library.define(f"triton_gradient(Tensor[] grads, {_POPULATION}, Tensor[] kept, {SCHEMA}) -> Tensor[]")
 
 
-def _eager_loss(inputs, targets, weights, running_counts, *options):
-    return _updating_once(eager.compute_loss, Population(inputs, targets, weights), running_counts, Options(*options))
+def eager_loss(population: Population, running_counts: torch.Tensor | None, options: Options) -> list[torch.Tensor]:
+    """Compute the operator of this name without the dispatcher."""
+    return _updating_once(eager.compute_loss, population, running_counts, options)
 
 
-def _triton_loss(inputs, targets, weights, running_counts, *options):
-    population, options = Population(inputs, targets, weights), Options(*options)
+def triton_loss(population: Population, running_counts: torch.Tensor | None, options: Options) -> list[torch.Tensor]:
+    """Compute the operator of this name without the dispatcher."""
+    if population.inputs[0].is_cpu:
+        check_interpreter()
     if checks_targets():
         eager.check_population(population, options)
     return _updating_once(kernels.launch_loss, population, running_counts, options)
+
+
+def triton_gradient(
+    grads: list[torch.Tensor], population: Population, kept: list[torch.Tensor], options: Options
+) -> list[torch.Tensor]:
+    """Compute the operator of this name without the dispatcher."""
+    if population.inputs[0].is_cpu:
+        check_interpreter()
+    return kernels.launch_gradient(grads, population, kept, options)
 
 
 _first_in_backward = contextvars.ContextVar("first_in_backward", default=False)
@@ -74,16 +86,22 @@ def _updating_once(compute, population: Population, running_counts: torch.Tensor
     return compute(population, running_counts, replaced(options, update=False)) + [running_counts.clone()]
 
 
-def _triton_gradient(grads, inputs, targets, weights, kept, *options):
-    return kernels.launch_gradient(grads, Population(inputs, targets, weights), kept, Options(*options))
+def _loss_operator(compute):
+    def operator(inputs, targets, weights, running_counts, *options):
+        return compute(Population(inputs, targets, weights), running_counts, Options(*options))
+
+    return operator
 
 
-library.impl("eager_loss", _eager_loss, "CompositeExplicitAutograd")
+def _gradient_operator(grads, inputs, targets, weights, kept, *options):
+    return triton_gradient(grads, Population(inputs, targets, weights), kept, Options(*options))
+
+
+library.impl("eager_loss", _loss_operator(eager_loss), "CompositeExplicitAutograd")
 if kernels is not None:
-    for _name, _launch in {"triton_loss": _triton_loss, "triton_gradient": _triton_gradient}.items():
-        library.impl(_name, interpreted(_launch), "CPU")
-        library.impl(_name, _launch, "CUDA")
-        library.impl(_name, _launch, "XPU")
+    for _device in ("CPU", "CUDA", "XPU"):  # on the CPU in the interpreter
+        library.impl("triton_loss", _loss_operator(triton_loss), _device)
+        library.impl("triton_gradient", _gradient_operator, _device)
 
 
 def _fake_loss(inputs, running_counts, options, kept):

@@ -66,9 +66,15 @@ class Options(NamedTuple):
         return self.reduction == "none"
 
 
+_POSITIONS = {name: index for index, name in enumerate(Options._fields)}
+
+
 def replaced(options: Options, **changes) -> Options:
-    """Return `options._replace(**changes)`, which torch.compile of PyTorch 2.6 cannot trace."""
-    return Options(*[changes.get(name, value) for name, value in zip(Options._fields, options)])
+    """Return `options._replace(**changes)`, which torch.compile of PyTorch 2.6 cannot trace, and faster."""
+    values = list(options)
+    for name, value in changes.items():
+        values[_POSITIONS[name]] = value
+    return Options(*values)
 
 
 SCHEMA = ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in Options.__annotations__.items())

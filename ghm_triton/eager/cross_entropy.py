@@ -42,8 +42,8 @@ class CrossEntropyLevel(MeasuredLevel):
         self.ignore_index, self.smoothing = options.ignore_index, options.label_smoothing
         rows, new_empty = loss_shape(level.input, options), level.input.new_empty
         self.grads = new_empty(self.shape, dtype=self.dtype) if self.grad else None
-        self.losses = new_empty(rows, dtype=self.dtype) if self.unreduced else None
-        self.slots = new_empty(rows, dtype=torch.int32) if self.grad or self.unreduced else None
+        self.losses = new_empty(rows, dtype=self.dtype)
+        self.slots = new_empty(rows, dtype=torch.int32)
         for part in self._parts():
             self._measure(*part)
 
@@ -77,14 +77,12 @@ class CrossEntropyLevel(MeasuredLevel):
             norm, loss = self._replace_by_distribution(p, self.target[at].to(self.dtype), logits, log_sum)
         slots = self.slots_of(norm)
         if ignored is not None:
-            slots.masked_fill_(ignored, self.ignored)
+            slots.masked_fill_(ignored, self.bins + 1)
             loss.masked_fill_(ignored, 0.0)
             p.masked_fill_(ignored.unsqueeze(1), 0.0)
-        self.add(slots, loss)
-        if self.slots is not None:
-            self.slots[rows] = slots
-        if self.losses is not None:
-            self.losses[rows] = loss
+        self.count(slots)
+        self.slots[rows] = slots
+        self.losses[rows] = loss
 
     def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (class indices, which of them are ignored or None). The ignored ones become 0."""
@@ -116,13 +114,14 @@ class CrossEntropyLevel(MeasuredLevel):
         p.mul_(mass.unsqueeze(1)).sub_(y)
         return p.abs().sum(1).div_(2), loss
 
-    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        if self.slots is not None:
-            for at, rows in self._parts():
-                coefficient = lookup(coefficients, self.slots[rows])
-                if self.grads is not None:
-                    self.grads[at] *= coefficient.unsqueeze(1)
-                if self.losses is not None:
-                    self.losses[rows] *= coefficient
-        return self.total(coefficients) if self.losses is None else self.losses, self.grads
+        total = 0.0
+        for at, rows in self._parts():
+            coefficient = lookup(coefficients, self.slots[rows])
+            losses = self.losses[rows].mul_(coefficient)
+            if not self.unreduced:
+                total += losses.sum().item()
+            if self.grads is not None:
+                self.grads[at] *= coefficient.unsqueeze(1)
+        return self.losses if self.unreduced else total, self.grads

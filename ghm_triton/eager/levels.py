@@ -1,11 +1,13 @@
 """Levels of the eager path. Everything is fp32, or fp64 for fp64 inputs. Chunks of rows (anchors) stay in the cache.
 
-The constructor of a level counts its elements per slot: `counts`, int64 [bins + 2] (the regions, NaN, ignored). The
-counts of all levels give one coefficient per slot. `scale` takes them and returns the loss and the gradient.
+The constructor of a level counts its elements per slot: `counts`, [bins + 2] (the regions, NaN, ignored). The counts of
+all levels give one coefficient per slot. `scale` takes them and returns the loss and the gradient.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +16,8 @@ from ..options import Options
 from ..population import Level, compute_dtype
 from ..regions import floor_misses_edges, region_edges
 
-BLOCK = 32  # elements that ClassIndexLevel treats as one; chunks are multiples of it
+BLOCK = 32  # elements that are easy or hard together
+ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
 
 
 class MeasuredLevel:
@@ -22,119 +25,190 @@ class MeasuredLevel:
 
     def __init__(self, level: Level, options: Options):
         self.grad, self.unreduced, self.bins = options.grad, options.unreduced, options.bins
-        self.nan, self.ignored = self.bins, self.bins + 1  # slots
-        self.shape, device = level.input.shape, level.input.device
+        self.shape = level.input.shape
         self.dtype = compute_dtype(level.input.dtype)
-        self.edges = torch.full((self.bins + 2,), torch.inf, dtype=self.dtype, device=device)
-        self.edges[: self.bins] = region_edges(self.bins, device)[:-1]
         self.compare_edges = self.dtype == torch.float64 or floor_misses_edges(self.bins)
-        self.sums = torch.zeros(self.bins + 2, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(self.bins + 2, dtype=torch.int64, device=device)
+        self.counts = [0] * (self.bins + 2)
 
-    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (loss [], or the losses in the shape of the input for "none"; the gradient if `grad`).
+    def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
+        """Return (loss, or the losses in the shape of the input for "none"; the gradient if `grad`).
 
-        coefficients: [bins + 2] by slot, in the dtype of computation.
+        coefficients: [bins + 2] by slot, in the dtype of computation. A second call would scale once more.
         """
         raise NotImplementedError
 
     def slots_of(self, norm: Tensor) -> Tensor:
         """Return the int32 slot of each norm. A norm above 1 (a target outside [0, 1]) is in the last region."""
         position = (norm * self.bins).clamp_(max=self.bins - 1)
-        slots = position.nan_to_num_(nan=self.nan).to(torch.int32)
+        slots = position.nan_to_num_(nan=self.bins).to(torch.int32)
         if self.compare_edges:
-            slots -= (norm < lookup(self.edges, slots)).to(torch.int32)
-            slots += (norm >= lookup(self.edges, slots + 1)).to(torch.int32)
+            edges = _edges(self.bins, self.dtype, norm.device)
+            slots -= (norm < lookup(edges, slots)).to(torch.int32)
+            slots += (norm >= lookup(edges, slots + 1)).to(torch.int32)
         return slots
 
-    def add(self, slots: Tensor, losses: Tensor) -> None:
-        """Add elements to `counts`, and their losses to `sums` unless the losses stay unreduced."""
-        flat = slots.reshape(-1)
-        self.counts += torch.bincount(flat, minlength=self.bins + 2)
-        if not self.unreduced:
-            self.sums += torch.bincount(flat, weights=losses.reshape(-1).double(), minlength=self.bins + 2)
-
-    def total(self, coefficients: Tensor) -> Tensor:
-        """Return the weighted sum of the losses, fp64 []."""
-        counted = self.sums[: self.ignored]
-        return torch.where(counted == 0, 0.0, counted * coefficients[: self.ignored]).sum()
+    def count(self, slots: Tensor) -> None:
+        """Add elements to `counts`."""
+        found = torch.bincount(slots.reshape(-1), minlength=self.bins + 2).tolist()
+        self.counts = [a + b for a, b in zip(self.counts, found)]
 
 
-class AnchorLevel(MeasuredLevel):
-    """A level whose elements each have a region: its input and weights as rows, one per anchor."""
+class Chunk(NamedTuple):
+    """What a chunk of a level keeps from counting until the coefficients are known.
 
-    chunk = 1 << 20  # elements: 4 MB of fp32 stay in the cache, and hide the cost of each call
+    Attributes:
+        elements: Flat positions, with padding to whole blocks if some of them are easy.
+        hard: The blocks whose elements are scaled one by one, or None if all elements are.
+        slots, losses, residuals: Of the hard elements, flat.
+    """
+
+    elements: slice
+    hard: Tensor | None
+    slots: Tensor
+    losses: Tensor
+    residuals: Tensor
+
+
+class ElementLevel(MeasuredLevel):
+    """A level whose elements each have a region.
+
+    In large levels, a block of BLOCK elements is easy if all of them are in region 0, with the loss -log(1 - g). Nearly
+    all blocks of a trained classifier are easy and take one coefficient. The others ("hard") are gathered and scaled
+    one by one; if they are many, or the level is small, all elements of a chunk are.
+
+    Ignored elements get the gradient norm and the loss 0, and are not counted.
+
+    Attributes:
+        residuals: d loss / d input of the elements, flat, with padding to whole blocks; after `scale` the gradient.
+        losses: The losses of the elements for "none", likewise; else None.
+    """
+
+    chunk = 1 << 18  # elements: 1 MB of fp32 stays in the cache, and hides the cost of each call
+    small = 1 << 14  # elements: up to here, finding the hard blocks takes longer than it saves
+    can_be_easy = True
 
     def __init__(self, level: Level, options: Options):
         super().__init__(level, options)
-        self.columns = level.columns if level.input.numel() else 1
-        self.input = level.input.reshape(-1, self.columns)
-        self.weight = None
-        if level.weight is not None:
-            self.weight = level.weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+        size = level.input.numel()
+        self.columns = level.columns if size else 1
+        self.by_block = self.can_be_easy and size > self.small
+        whole = size + -size % BLOCK if self.by_block else size
+        self.residuals = torch.empty(whole, dtype=self.dtype, device=level.input.device)
+        self.losses = torch.empty_like(self.residuals) if self.unreduced else None
+        self.easy_loss = 0.0
+        self.found = [self.measure(*chunk) for chunk in self._chunks(level)]
 
-    def chunks(self) -> list[slice]:
-        """Return slices of the rows. The elements of each but the last are a multiple of BLOCK."""
-        step = BLOCK // math.gcd(BLOCK, self.columns)
-        rows = max(step, self.chunk // self.columns // step * step)
-        return [slice(first, min(first + rows, len(self.input))) for first in range(0, len(self.input), rows)]
+    def measure(self, input: Tensor, target: Tensor, ignored: Tensor | None, elements: slice) -> Chunk:
+        """Count a chunk, and compute its losses and residuals.
 
-    def is_ignored(self, rows: slice) -> Tensor:
-        """Return bool [rows, columns], or [rows, 1] for one weight per anchor. A NaN weight ignores its element."""
-        return ~(self.weight[rows] > 0)
+        Args:
+            input: Flat.
+            target: Flat, one per element or one per anchor.
+            ignored: bool [anchors, columns] or [anchors, 1], or None if all elements count.
+            elements: The flat positions in the level.
+        """
+        raise NotImplementedError
 
+    def _chunks(self, level: Level) -> Iterator[tuple[Tensor, Tensor, Tensor | None, slice]]:
+        """Yield the arguments of :meth:`measure`. All chunks but the last are whole blocks, and whole anchors."""
+        input, target, weight = level.input.reshape(-1), level.target.reshape(-1), level.weight
+        size, step = len(input), math.lcm(BLOCK, self.columns)
+        step *= max(1, self.chunk // step)
+        if weight is not None:
+            weight = weight.reshape(-1, 1 if level.anchor_weight else self.columns)
+        for first in range(0, size, step):
+            elements = slice(first, min(first + step, size))
+            rows = slice(first // self.columns, elements.stop // self.columns)
+            ignored = None if weight is None else self._ignored(weight[rows])
+            yield part(input, elements), part(target, rows if level.class_index else elements), ignored, elements
 
-class ElementLevel(AnchorLevel):
-    """A level with one target per element. `terms`: (inputs, targets) to (gradient norm, loss, residual).
+    def _ignored(self, weight: Tensor) -> Tensor:
+        """Return which elements do not count, and subtract them from region 0. A NaN weight ignores its element."""
+        ignored = ~(weight > 0)
+        self.counts[0] -= int(ignored.sum()) * (self.columns // ignored.shape[1])
+        return ignored
 
-    Losses are summed per slot while they are in the cache. The gradient takes a second pass over the residuals.
-    """
+    def padded(self, values: Tensor, fill: float) -> Tensor:
+        """Return the values of a chunk, flat, in whole blocks if these are looked at."""
+        missing = -len(values) % BLOCK if self.by_block else 0
+        return torch.cat([values, values.new_full((missing,), fill)]) if missing else values
 
-    chunk = 1 << 17
+    def of(self, elements: slice, values: Tensor) -> Tensor:
+        """Return those of the values of all elements, flat, that belong to a chunk, with its padding."""
+        stop = elements.stop + -elements.stop % BLOCK if self.by_block else elements.stop
+        return part(values, slice(elements.start, stop))
 
-    def __init__(
-        self, level: Level, options: Options, terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    ):
-        super().__init__(level, options)
-        self.losses = self._new(self.dtype) if self.unreduced else None
-        self.grads = self._new(self.dtype) if self.grad else None
-        small = self.bins + 2 < 256
-        self.slots = self._new(torch.uint8 if small else torch.int32) if self.grad or self.unreduced else None
-        target = level.target.reshape(-1, self.columns)
-        for rows in self.chunks():
-            self._measure(rows, *terms(self.input[rows].to(self.dtype), target[rows].to(self.dtype)))
+    def hard_blocks(self, peak: Tensor) -> Tensor | None:
+        """Return the hard blocks, or None if all elements are looked at. peak: the largest norm of each block."""
+        hard = (~(peak < _easy_below(self.bins))).nonzero().view(-1)  # a NaN is hard
+        return None if 2 * len(hard) > len(peak) else hard
 
-    def _new(self, dtype: torch.dtype) -> Tensor:
-        return torch.empty(self.input.shape, dtype=dtype, device=self.input.device)
+    def keep(self, elements: slice, hard: Tensor | None, slots: Tensor, losses: Tensor, residuals: Tensor) -> Chunk:
+        """Count the hard elements, of which the others are given, flat."""
+        self.count(slots)
+        if hard is None and self.losses is not None:
+            losses = part(self.losses, elements).copy_(losses)
+        return Chunk(elements, hard, slots, losses, residuals)
 
-    def _measure(self, rows: slice, norm: Tensor, loss: Tensor, residual: Tensor) -> None:
-        slots = self.slots_of(norm)
-        if self.weight is not None:
-            slots.masked_fill_(self.is_ignored(rows), self.ignored)
-        self.add(slots, loss)
-        if self.slots is not None:
-            self.slots[rows] = slots
-        if self.grads is not None:
-            self.grads[rows] = residual
-        if self.losses is not None:
-            self.losses[rows] = loss
+    def add_easy(self, elements: slice, hard: Tensor, norm: Tensor) -> None:
+        """Count the easy elements of a chunk, and add up or store their losses. norm: flat, with padding."""
+        self.counts[0] += elements.stop - elements.start - BLOCK * len(hard)
+        negative = norm.neg().log1p_()
+        if self.losses is None:
+            self.easy_loss -= negative.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum().item()
+        else:
+            self.of(elements, self.losses).copy_(negative.neg_())
 
-    def scale(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
-        for rows in self.chunks() if self.slots is not None else ():
-            slots = self.slots[rows].to(torch.int32)
-            coefficient = lookup(coefficients, slots)
-            for values in (self.losses, self.grads):
-                if values is not None:
-                    values[rows] *= coefficient
-                    if self.weight is not None:
-                        values[rows].masked_fill_(slots == self.ignored, 0.0)
-        grads = None if self.grads is None else self.grads.view(self.shape)
-        if self.losses is not None:
-            return self.losses.view(self.shape), grads
-        return self.total(coefficients), grads
+        total, whole = 0.0, slice(0, self.shape.numel())
+        if self.easy_loss:
+            total = self.easy_loss * coefficients[0].item()
+        for chunk in self.found:
+            coefficient = coefficients.index_select(0, chunk.slots)
+            chunk.losses.mul_(coefficient)
+            if self.losses is None:
+                total += chunk.losses.sum().item()
+            elif chunk.hard is not None:
+                _put(self.of(chunk.elements, self.losses), chunk.hard, chunk.losses, coefficients[0])
+            if self.grad:
+                chunk.residuals.mul_(coefficient)
+                if chunk.hard is not None:
+                    _put(self.of(chunk.elements, self.residuals), chunk.hard, chunk.residuals, coefficients[0])
+        losses = total if self.losses is None else part(self.losses, whole).view(self.shape)
+        return losses, part(self.residuals, whole).view(self.shape) if self.grad else None
+
+
+def _put(values: Tensor, hard: Tensor, of_hard: Tensor, easy: Tensor) -> None:
+    """Multiply the values of a chunk by the coefficient of easy elements, and replace those of the hard ones."""
+    values.mul_(easy).view(-1, BLOCK).index_copy_(0, hard, of_hard.view(-1, BLOCK))
+
+
+def part(values: Tensor, at: slice) -> Tensor:
+    """Return `values[at]`, or without another view all values."""
+    return values if at.stop - at.start == len(values) else values[at]
+
+
+def select(values: Tensor, hard: Tensor | None, elements: slice) -> Tensor:
+    """Return the values of the hard blocks, flat, or those of all elements without padding, given those of a chunk."""
+    if hard is None:
+        return part(values, slice(0, elements.stop - elements.start))
+    return values.view(-1, BLOCK).index_select(0, hard).view(-1)
 
 
 def lookup(table: Tensor, index: Tensor) -> Tensor:
     """Return `table[index]`."""
     return table.index_select(0, index.reshape(-1)).view(index.shape)
+
+
+@functools.cache
+def _edges(bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the lower edge of each slot and of the one after the last; inf where there is none."""
+    edges = torch.full((bins + 2,), torch.inf, dtype=dtype, device=device)
+    edges[:bins] = region_edges(bins, device)[:-1]
+    return edges
+
+
+@functools.cache
+def _easy_below(bins: int) -> float:
+    return min(region_edges(bins, "cpu")[1].item(), ACCURATE)

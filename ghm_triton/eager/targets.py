@@ -57,26 +57,30 @@ def check_probabilities(target: Tensor) -> None:
         raise ValueError(f"target must hold probabilities in [0, 1], or class indices, got {target[wrong][0].item()}")
 
 
-def check_targets(level: Level) -> None:
+def check_targets(level: Level) -> tuple[float, float]:
     """Look for class indices other than -1 .. C, or values outside [0, 1], of elements that count.
+
+    Returns:
+        tuple[float, float]: The least and the largest target, also of elements that do not count. NaN if one is.
 
     Raises:
         ValueError: There is one. The message shows it. A NaN is allowed.
     """
     target = level.target
     if target.numel() == 0 or target.dtype == torch.bool:
-        return
+        return 0, 1
     low, high = (-1, level.input.shape[-1]) if level.class_index else (0, 1)
     slack = ROUNDING if target.is_floating_point() else 0
-    least, most = (value.item() for value in target.aminmax())
+    least, most = [value.item() for value in target.aminmax()]
     if least >= low - slack and most <= high + slack:
-        return
+        return least, most
     target = target if target.is_floating_point() else target.long()  # uint8 has no -1, and int8 no 200 to compare with
     wrong = ((target < low - slack) | (target > high + slack)) & _counted(level)
     if wrong.any():
         allowed = f"class indices from 0 to {high - 1}, or -1 or {high} for the background" if level.class_index else ""
         allowed = allowed or "values in [0, 1], or class indices without the class dimension"
         raise ValueError(f"target must hold {allowed}, got {target[wrong][0].item()}")
+    return least, most
 
 
 def _counted(level: Level) -> Tensor | bool:

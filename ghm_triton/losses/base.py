@@ -51,8 +51,8 @@ def harmonized_loss(
     """Compute [loss], or the losses of each level for "none". Options and population must already be checked."""
     first = population.inputs[0]
     check_running_counts(running_counts, options, first.device, name=names.running_counts, of=names.input)
-    triton = use_triton(backend, first.device, first.dtype)
-    if not triton:
+    triton = use_triton(backend, first)
+    if not (triton or first.is_cpu):
         check_float64(first.device)
     group = group_name(process_group)
     processes = 1 if process_group is None else process_group.size()

@@ -60,8 +60,7 @@ def test_chunks_and_blocks(columns, weight_kind, draw, monkeypatch):
 
     Trained logits, so that nearly all blocks of 32 are easy and the gathered ones are few.
     """
-    for level in (levels.AnchorLevel, levels.ElementLevel):
-        monkeypatch.setattr(level, "chunk", 128)
+    monkeypatch.setattr(levels.ElementLevel, "chunk", 128)
     for reduction in ("mean", "none"):
         loop = Loop("c", 30, variant="mmdet")
         rows = [700 // columns + 3, 0, 1]
