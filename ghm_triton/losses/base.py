@@ -52,7 +52,7 @@ def harmonized_loss(
     first = population.inputs[0]
     check_running_counts(running_counts, options, first.device, name=names.running_counts, of=names.input)
     triton = use_triton(backend, first)
-    if not (triton or first.is_cpu):
+    if not triton:
         check_float64(first.device)
     group = group_name(process_group)
     processes = 1 if process_group is None else process_group.size()
