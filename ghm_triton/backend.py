@@ -63,7 +63,7 @@ def _has_float64(device: torch.device) -> bool:
 
 
 def use_triton(backend: str | None, input: torch.Tensor) -> bool:
-    """Whether the kernels run for tensors of this device and dtype. float64 always runs eagerly.
+    """Whether the kernels run for tensors of the device and dtype of `input`. float64 always runs eagerly.
 
     Raises:
         ValueError: `backend` is unknown.

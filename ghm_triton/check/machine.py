@@ -62,7 +62,8 @@ def describe_machine(device: torch.device) -> list[str]:
         if kernels is not None and not interpreting():
             lines.append("The kernels are not checked. TRITON_INTERPRET=1 checks them in Triton's interpreter.")
     names = {True: "Triton kernels", False: "eager"}
-    chosen = [(str(dtype).removeprefix("torch."), names[use_triton(None, device, dtype)]) for dtype in DTYPES]
+    inputs = [torch.empty(0, device=device, dtype=dtype) for dtype in DTYPES]
+    chosen = [(str(input.dtype).removeprefix("torch."), names[use_triton(None, input)]) for input in inputs]
     return [*lines, "backend: " + ", ".join(f"{dtype} {name}" for dtype, name in chosen)]
 
 
