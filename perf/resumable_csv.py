@@ -1,5 +1,6 @@
 """A CSV that is written row by row, so that an interrupted command continues where it stopped."""
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,3 +65,21 @@ class ResumableCsv:
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(text)
         self.done.add(self._key(row))
+
+
+def continued(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, columns: Sequence[str], key: Sequence[str], same: str
+) -> ResumableCsv:
+    """Return the CSV at `options.out`, whose rows must have the values of the options named in `same`.
+
+    A file with other columns or values ends the command with an error of its parser.
+    """
+    try:
+        rows = ResumableCsv(options.out, columns, key)
+    except ValueError as error:
+        parser.error(f"argument --out: {error}")
+    for name in same.split():
+        given, there = getattr(options, name), rows.read()[name]
+        if set(there) - {given}:
+            parser.error(f"argument --{name}: must be {there.iloc[0]}, as in the rows of {options.out}, got {given}")
+    return rows

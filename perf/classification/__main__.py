@@ -22,7 +22,7 @@ from torch import nn
 from ghm_triton.arguments import command_parser, real, whole
 
 from ..provenance import provenance
-from ..resumable_csv import ResumableCsv
+from ..resumable_csv import ResumableCsv, continued
 from .images import CLASSES, DATA, Images, load_images
 from .losses import LOSSES, Loss, class_counts
 from .plan import KEY, SETTING, TUNING_SEEDS, reported, tuning
@@ -106,14 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Resumab
     add("--steps", type=whole(1), default=300, help=f"of {BATCH} images")
     add("--threads", type=whole(1), default=1, help="of PyTorch")
     options = parser.parse_args(arguments)
-    try:
-        rows = ResumableCsv(options.out, COLUMNS, KEY)
-    except ValueError as error:
-        parser.error(f"argument --out: {error}")
-    for name in ("data", "steps"):
-        given, there = getattr(options, name), rows.read()[name]
-        if set(there) - {given}:
-            parser.error(f"argument --{name}: must be {there.iloc[0]}, as in the rows of {options.out}, got {given}")
+    rows = continued(parser, options, COLUMNS, KEY, same="data steps")
     if options.root is not None and options.data == "digits":
         parser.error(f"argument --root: must be left out with --data digits, got {options.root}")
     try:

@@ -93,7 +93,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
             axis.set(xscale="log", xlabel="imbalance", ylabel=label, title=f"{fraction:.0%} wrong labels")
             axis.grid(alpha=0.3)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(fractions))  # more would not fit
     figure.suptitle("Accuracy on balanced test images after training on a long tail and wrong labels")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -21,7 +21,7 @@ import torch
 from ghm_triton.arguments import command_parser, whole
 
 from ..provenance import now, provenance
-from ..resumable_csv import ResumableCsv
+from ..resumable_csv import ResumableCsv, continued
 from .detector import METRICS, average_precision, train
 from .losses import WAYS
 from .report import best_cell, table
@@ -84,15 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Resumab
     add("--volumes", type=whole(1), default=120, help="held out for the evaluation")
     add("--threads", type=whole(1), default=1, help="of PyTorch")
     options = parser.parse_args(arguments)
-    try:
-        rows = ResumableCsv(options.out, COLUMNS, KEY)
-    except ValueError as error:
-        parser.error(f"argument --out: {error}")
-    for name in ("steps", "volumes"):
-        given, there = getattr(options, name), rows.read()[name]
-        if set(there) - {given}:
-            parser.error(f"argument --{name}: must be {there.iloc[0]}, as in the rows of {options.out}, got {given}")
-    return options, rows
+    return options, continued(parser, options, COLUMNS, KEY, same="steps volumes")
 
 
 if __name__ == "__main__":
