@@ -37,6 +37,7 @@ LOSSES = {  # as in LossOptions
     "focal + SL1": {"loss": "focal", "box_loss": "smooth_l1"},
     "CE per image + SL1": {"loss": "ce", "box_loss": "smooth_l1", "normalize": "image"},
     "focal per image + SL1": {"loss": "focal", "box_loss": "smooth_l1", "normalize": "image"},
+    "focal + GHM-R": {"loss": "focal", "box_loss": "ghmr"},
     "GHM-C + SL1": {"loss": "ghmc", "box_loss": "smooth_l1"},
     "GHM-C + ASL1": {"loss": "ghmc", "box_loss": "asl1"},
     "GHM-C + GHM-R": {"loss": "ghmc", "box_loss": "ghmr"},
