@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(left)} runs are left. The same command continues from there.")
     elif grids := grids_left(plan, rows, options):
         print(f"Other stages wait for --stages grid of: {'; '.join(grids)}")
-    print("\n".join(tables(rows, plan).values()))
+    print("\n".join(tables(rows, plan)))
     image = options.out.with_suffix(".png")
     plot(rows, image, plan)
     print(f"{len(rows)} rows in {options.out}, figure in {image}")

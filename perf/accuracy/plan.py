@@ -34,7 +34,6 @@ STAGES = (
     "grid",  # rates and box weights, to choose from
     "main",  # the comparison, with the best cell of the grid
     "ablation",  # one setting changed at a time
-    "rate",  # the rates beside the chosen one at the steps of "main", on BATCH_TASK
     "batch",  # the exponent at several numbers of images per step, on BATCH_TASK
     "sweep",  # imbalance, and faults in the training boxes, on BATCH_TASK
 )
@@ -232,7 +231,7 @@ class Plan:
         return list(dict.fromkeys(runs))
 
     def _changed(self, run: Run) -> list[Run]:
-        """`run` of the stage "main" with the changes of the stages "ablation", "rate", "batch", and "sweep"."""
+        """`run` of the stage "main" with the changes of the stages "ablation", "batch", and "sweep"."""
         pair = run.losses, run.exponent
         short, medium, _ = (dataclasses.replace(run, steps=steps) for steps in self.steps[run.task])
         changed = [dataclasses.replace(short, stage="ablation", **change) for change in self.ablations.get(pair, [])]
@@ -240,9 +239,6 @@ class Plan:
             settings = [{"batch": batch, "exponent": exponent} for batch in self.batches for exponent in self.exponents]
             changed += [dataclasses.replace(short, stage="batch", **setting) for setting in settings]
         if run.task == BATCH_TASK:
-            place = self.rates.index(run.rate)
-            beside = self.rates[max(0, place - 1) : place] + self.rates[place + 1 : place + 2]
-            changed += [dataclasses.replace(medium, stage="rate", rate=rate) for rate in beside]
             settings = [own for sweep in self.sweeps if pair in sweep.pairs for own in sweep.settings.values()]
             varied = [dataclasses.replace(medium, **setting) for setting in settings]
             changed += [dataclasses.replace(one, stage="sweep") for one in varied if one != medium]  # that is in "main"
@@ -251,20 +247,16 @@ class Plan:
     def reported(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of all stages but "grid" whose rate and box weight are those that a complete grid chooses.
 
-        A row stays if its grid is incomplete. The settings of an ablation are those that its pair has in "main". The
-        stage "rate" varies the rate, so only its box weight must be the chosen one.
+        A row stays if its grid is incomplete. The settings of an ablation are those that its pair has in "main".
         """
         shown = rows[(rows["stage"] != "grid") & rows["task"].isin(list(self.steps))]
         tuned = dict([*self.ablations, BATCH_PAIR])
-        own = shown["stage"].isin(["main", "rate", "sweep"])
+        own = shown["stage"].isin(["main", "sweep"])
         exponent = shown["exponent"].where(own, shown["losses"].map(tuned)).fillna(shown["exponent"])
         subjects = list(zip(shown["task"], shown["losses"], exponent.astype(float)))
         best = {subject: self.chosen(rows, *subject) for subject in set(subjects)}
-        cells = zip(shown["rate"], shown["box_weight"], shown["stage"] == "rate")
-        current = [
-            best[subject] is None or ((varied or best[subject][0] == rate) and best[subject][1] == weight)
-            for subject, (rate, weight, varied) in zip(subjects, cells)
-        ]
+        cells = zip(shown["rate"], shown["box_weight"])
+        current = [best[subject] in (None, cell) for subject, cell in zip(subjects, cells)]
         return shown[pd.Series(current, index=shown.index, dtype=bool)]
 
 

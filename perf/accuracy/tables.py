@@ -12,12 +12,10 @@ CLEAN = {name: PAPER[name] for name in VARIED}
 RIVAL = "difference to the best rival"
 
 
-def tables(rows: pd.DataFrame, plan: Plan = FULL) -> dict[str, str]:
-    """Return the tables in Markdown by name: the comparison, and the stages "batch" and "rate" if they have rows."""
+def tables(rows: pd.DataFrame, plan: Plan = FULL) -> list[str]:
+    """Return the tables in Markdown: the comparison, and AP by exponent and images per step if there are such rows."""
     rows = plan.reported(rows)
-    made = {"accuracy": comparison(rows)}
-    made |= {stage: make(rows) for stage, make in STAGE_TABLES.items() if (rows["stage"] == stage).any()}
-    return made
+    return [comparison(rows)] + ([by_batch(rows)] if (rows["stage"] == "batch").any() else [])
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -78,28 +76,3 @@ def by_batch(rows: pd.DataFrame) -> str:
     table = scores.unstack("batch").fillna("").sort_index(axis=1)
     table = table.rename(columns=lambda batch: f"{batch} images per step").rename_axis(columns=None)
     return as_markdown(table.reset_index().assign(exponent=lambda table: table["exponent"].map("{:g}".format)))
-
-
-def by_rate(rows: pd.DataFrame) -> str:
-    """Return a table of AP by losses (rows) and learning rate (columns), with the rate of "main" in bold.
-
-    Each cell is the mean over those seeds of the losses that have every rate of the stage.
-    """
-    steps = rows.loc[rows["stage"] == "rate", "steps"].max()
-    rows = in_order(
-        rows[rows["stage"].isin(["main", "rate"]) & (rows["steps"] == steps) & (rows["task"] == BATCH_TASK)]
-    )
-    lines = []
-    for _, own in rows.groupby(["losses", "exponent"], sort=False):
-        if not (own["stage"] == "rate").any():
-            continue
-        scores = own.astype({"AP": float}).pivot(index="seed", columns="rate", values="AP").dropna()
-        chosen = own.loc[own["stage"] == "main", "rate"].unique()
-        means = {rate: f"**{mean:.1f}**" if rate in chosen else f"{mean:.1f}" for rate, mean in scores.mean().items()}
-        lines.append({"losses": describe(own.iloc[0]), "seeds": len(scores)} | means)
-    table = pd.DataFrame(lines).fillna("")
-    rates = sorted(name for name in table.columns if not isinstance(name, str))
-    return as_markdown(table[["losses", "seeds", *rates]].rename(columns={rate: f"rate {rate:g}" for rate in rates}))
-
-
-STAGE_TABLES = {"batch": by_batch, "rate": by_rate}
