@@ -182,14 +182,12 @@ def tables() -> dict[str, str]:
     }
     if (rows["timer"] == "host").any():
         made["host"] = over_host(rows)
-    compared, *by_batch = accuracy_tables(accuracy)
     softmax = {"classification": "classification-cpu.csv", "fashion": "classification-fashion-cpu.csv"}
     texts = {name: as_markdown(table) for name, table in made.items()}
     for name, file in softmax.items():
         own = pd.read_csv(RESULTS / file)
         texts |= {name: classification_table(own) + "\n", f"{name}-differences": classification_differences(own)}
-    texts |= {"accuracy": compared, "volumes": volumes_table(pd.read_csv(RESULTS / "volumes-cpu.csv"))}
-    return texts | ({"batch": by_batch[0]} if by_batch else {})
+    return texts | accuracy_tables(accuracy) | {"volumes": volumes_table(pd.read_csv(RESULTS / "volumes-cpu.csv"))}
 
 
 def pages() -> list[Path]:

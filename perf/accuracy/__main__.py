@@ -81,10 +81,11 @@ def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, optio
         print(f"{task}, {describe(run)}, {run.stage}, seed {run.seed}: {scores}", flush=True)
 
 
-def grids_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[str]:
-    """Return the tasks and pairs without a complete grid, which the later stages wait for."""
+def searches_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[str]:
+    """Return the tasks and pairs without a complete search, which the later stages wait for."""
+    budget = BUDGETS.index(options.budget)
     subjects = [(task, *pair) for task in options.tasks for pair in pairs_of(options)]
-    left = [one for one in subjects if plan.chosen(rows, *one) is None]
+    left = [one for one in subjects if plan.chosen(rows, *one, plan.steps[one[0]][budget]) is None]
     return [f"{task}, {losses}, exponent {exponent:g}" for task, losses, exponent in left]
 
 
@@ -113,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         longest = max(longest, (time.monotonic() - started) / 60 - elapsed)
     if left:
         print(f"{len(left)} runs are left. The same command continues from there.")
-    elif grids := grids_left(plan, rows, options):
-        print(f"Other stages wait for --stages grid of: {'; '.join(grids)}")
-    print("\n".join(tables(rows, plan)))
+    elif searches := searches_left(plan, rows, options):
+        print(f"Other stages wait for --stages grid of: {'; '.join(searches)}")
+    print("\n".join(tables(rows, plan).values()))
     image = options.out.with_suffix(".png")
     plot(rows, image, plan)
     print(f"{len(rows)} rows in {options.out}, figure in {image}")

@@ -1,6 +1,7 @@
 """The runs of the comparison: what is trained, and how the rate and the box weight are chosen."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -134,7 +135,7 @@ class Plan:
 
     Attributes:
         steps: By task, the steps of the budgets. The grid, ablations and batches take the shortest.
-        rates, box_weights: The grid.
+        rates, box_weights: The grid. For longer budgets, the rate is searched again.
         start_rates, start_tree_rates, start_box_weights: Where the search in the grid starts. ImageNet weights, as on
             trees, need smaller rates.
         ablations: By (pair, exponent), the changes to its settings, one run each.
@@ -191,15 +192,41 @@ class Plan:
         searched = set(start) | {cells[cell] for cell in beside if cell in cells}
         return [run for run in cells.values() if run in searched]
 
-    def chosen(self, rows: pd.DataFrame, task: str, losses: str, exponent: float) -> tuple[float, float] | None:
-        """Return the (rate, box weight) with the highest AP in the grid, or None if the grid is incomplete.
+    def rate_search(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> list[Run]:
+        """Return the runs that the rate for `steps` is chosen from, with the box weight of the grid.
 
-        For digits, the grid is measured on other scenes than those that are reported; for trees, on the other
+        The search starts from the rate of the grid and the next higher one, and goes on as in `grid`. It has no runs
+        before the grid is complete.
+        """
+        cell = self._best(rows, self.grid(rows, task, losses, exponent))
+        if cell is None:
+            return []
+        runs = [Run("grid", task, losses, exponent, steps, rate, cell[1], GRID_SEED) for rate in self.rates]
+        first, scores = self.rates.index(cell[0]), _scores(rows)
+        start = runs[first : first + 2]
+        if not scores.keys() >= set(start):
+            return start
+        best = max((place for place, run in enumerate(runs) if run in scores), key=lambda place: scores[runs[place]])
+        return [run for place, run in enumerate(runs) if run in start or abs(place - best) <= 1]
+
+    def chosen(
+        self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int
+    ) -> tuple[float, float] | None:
+        """Return the (rate, box weight) with the highest AP after `steps`, or None if a search is incomplete.
+
+        For digits, the searches are measured on other scenes than those that are reported; for trees, on the other
         photograph.
         """
+        subject = OTHER_PHOTOGRAPH.get(task, task), losses, exponent
+        if steps == self.steps[task][0]:
+            return self._best(rows, self.grid(rows, *subject))
+        return self._best(rows, self.rate_search(rows, *subject, steps))
+
+    @staticmethod
+    def _best(rows: pd.DataFrame, runs: list[Run]) -> tuple[float, float] | None:
+        """Return the (rate, box weight) of the best of `runs`, or None if there are none or one has no row."""
         scores = _scores(rows)
-        runs = self.grid(rows, OTHER_PHOTOGRAPH.get(task, task), losses, exponent)
-        if not scores.keys() >= set(runs):
+        if not runs or not scores.keys() >= set(runs):
             return None
         best = max(runs, key=scores.get)
         return best.rate, best.box_weight
@@ -215,55 +242,78 @@ class Plan:
         seeds: int,
         ablation_seeds: int,
     ) -> list[Run]:
-        """Return the runs to do, given the rows so far, and those in `rows`. Later stages wait for their grid."""
+        """Return the runs to do, given the rows so far, and those in `rows`. Later stages wait for their searches."""
         runs = []
         if "grid" in stages:
             tuned_on = dict.fromkeys(other for task in tasks for other in (task, OTHER_PHOTOGRAPH.get(task, task)))
-            runs += [run for pair in compared for task in tuned_on for run in self.grid(rows, task, *pair)]
-        for task in tasks:
-            steps = self.steps[task][BUDGETS.index(budget)]
-            tuned = {pair: self.chosen(rows, task, *pair) for pair in compared}
-            usual = [Run("main", task, *pair, steps, *cell, seed=1) for pair, cell in tuned.items() if cell]
-            if "main" in stages:
-                runs += [dataclasses.replace(run, seed=seed) for seed in range(1, seeds + 1) for run in usual]
-            changed = [run for one in usual for run in self._changed(one) if run.stage in stages]
+            for task, pair in itertools.product(tuned_on, compared):
+                runs += self.grid(rows, task, *pair)
+                if (steps := self.steps[task][BUDGETS.index(budget)]) != self.steps[task][0]:
+                    runs += self.rate_search(rows, task, *pair, steps)
+        for task, pair in itertools.product(tasks, compared):
+            tuned = {
+                name: Run("main", task, *pair, steps, *cell, seed=1)
+                for name, steps in zip(BUDGETS, self.steps[task])
+                if (cell := self.chosen(rows, task, *pair, steps))
+            }
+            if "main" in stages and budget in tuned:
+                runs += [dataclasses.replace(tuned[budget], seed=seed) for seed in range(1, seeds + 1)]
+            changed = [run for run in self._changed(**tuned) if run.stage in stages]
             runs += [dataclasses.replace(run, seed=seed) for run in changed for seed in range(1, ablation_seeds + 1)]
-        return list(dict.fromkeys(runs))
+        return sorted(dict.fromkeys(runs), key=lambda run: (STAGES.index(run.stage), run.seed))
 
-    def _changed(self, run: Run) -> list[Run]:
-        """`run` of the stage "main" with the changes of the stages "ablation", "batch", and "sweep"."""
-        pair = run.losses, run.exponent
-        short, medium, _ = (dataclasses.replace(run, steps=steps) for steps in self.steps[run.task])
-        changed = [dataclasses.replace(short, stage="ablation", **change) for change in self.ablations.get(pair, [])]
-        if run.task == BATCH_TASK and pair == BATCH_PAIR:
-            settings = [{"batch": batch, "exponent": exponent} for batch in self.batches for exponent in self.exponents]
-            changed += [dataclasses.replace(short, stage="batch", **setting) for setting in settings]
-        if run.task == BATCH_TASK:
+    def _changed(self, *, short: Run | None = None, medium: Run | None = None, long: Run | None = None) -> list[Run]:
+        """Return runs of "main" with the changes of the stages "ablation", "batch" (short), and "sweep" (medium)."""
+        changed = []
+        if short:
+            pair = short.losses, short.exponent
+            ablations = self.ablations.get(pair, [])
+            changed += [dataclasses.replace(short, stage="ablation", **change) for change in ablations]
+            if short.task == BATCH_TASK and pair == BATCH_PAIR:
+                for batch, exponent in itertools.product(self.batches, self.exponents):
+                    changed.append(dataclasses.replace(short, stage="batch", batch=batch, exponent=exponent))
+        if medium and medium.task == BATCH_TASK:
+            pair = medium.losses, medium.exponent
             settings = [own for sweep in self.sweeps if pair in sweep.pairs for own in sweep.settings.values()]
             varied = [dataclasses.replace(medium, **setting) for setting in settings]
             changed += [dataclasses.replace(one, stage="sweep") for one in varied if one != medium]  # that is in "main"
         return changed
 
     def reported(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows of all stages but "grid" whose rate and box weight are those that a complete grid chooses.
+        """Return the rows of all stages but "grid" whose rate and box weight are those that a complete search chooses.
 
-        A row stays if its grid is incomplete. The settings of an ablation are those that its pair has in "main".
+        The rate is chosen at the steps of the row. Where this search is incomplete, it is the grid's, and where the
+        grid is incomplete too, every row stays. The settings of an ablation are those that its pair has in "main". The
+        column "searched" has the steps of the search.
         """
         shown = rows[(rows["stage"] != "grid") & rows["task"].isin(list(self.steps))]
         tuned = dict([*self.ablations, BATCH_PAIR])
         own = shown["stage"].isin(["main", "sweep"])
         exponent = shown["exponent"].where(own, shown["losses"].map(tuned)).fillna(shown["exponent"])
-        subjects = list(zip(shown["task"], shown["losses"], exponent.astype(float)))
-        best = {subject: self.chosen(rows, *subject) for subject in set(subjects)}
+        subjects = list(zip(shown["task"], shown["losses"], exponent.astype(float), shown["steps"].astype(int)))
+        best = {subject: self._search_of(rows, *subject) for subject in set(subjects)}
         cells = zip(shown["rate"], shown["box_weight"])
-        current = [best[subject] in (None, cell) for subject, cell in zip(subjects, cells)]
+        current = [best[subject][0] in (None, cell) for subject, cell in zip(subjects, cells)]
+        shown = shown.assign(searched=[best[subject][1] for subject in subjects])
         return shown[pd.Series(current, index=shown.index, dtype=bool)]
+
+    def _search_of(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> tuple:
+        """Return the (rate, box weight) for a row of `steps` and the steps of the search that chose it."""
+        shortest = self.steps[task][0]
+        if cell := self.chosen(rows, task, losses, exponent, steps):
+            return cell, steps
+        return self.chosen(rows, task, losses, exponent, shortest), shortest
+
+    def rate_searches(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of `rate_search`."""
+        rows = rows[(rows["stage"] == "grid") & rows["task"].isin(list(self.steps))]
+        return rows[rows["steps"].astype(int) > rows["task"].map(lambda task: self.steps[task][0])]
 
 
 FULL = Plan()
 SMOKE = Plan(  # a few runs that use all of the code
     steps=dict.fromkeys(TASKS, (2, 4, 8)),
-    rates=(1.5e-3, 4e-3),
+    rates=(1.5e-3,),
     box_weights=(4.0,),
     ablations={BATCH_PAIR: [{"exponent": 1.0}]},
     batches=(4,),

@@ -12,10 +12,18 @@ CLEAN = {name: PAPER[name] for name in VARIED}
 RIVAL = "difference to the best rival"
 
 
-def tables(rows: pd.DataFrame, plan: Plan = FULL) -> list[str]:
-    """Return the tables in Markdown: the comparison, and AP by exponent and images per step if there are such rows."""
-    rows = plan.reported(rows)
-    return [comparison(rows)] + ([by_batch(rows)] if (rows["stage"] == "batch").any() else [])
+def tables(rows: pd.DataFrame, plan: Plan = FULL) -> dict[str, str]:
+    """Return the tables in Markdown by name: the comparison, the searches at its budget, and AP by images per step.
+
+    A table without rows is left out.
+    """
+    reported = plan.reported(rows)
+    made = {"accuracy": comparison(reported)}
+    if not (searches := plan.rate_searches(rows)).empty:
+        made["rates"] = by_rate(searches)
+    if (reported["stage"] == "batch").any():
+        made["batch"] = by_batch(reported)
+    return made
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -37,11 +45,35 @@ def comparison(rows: pd.DataFrame) -> str:
     for _, own in rows.groupby(SETTING, sort=False):
         one = own.iloc[0]
         line = {"task": one.task, "losses": describe(one), "steps": one.steps}
-        line |= {"rate": f"{one.rate:g}", "box weight": f"{one.box_weight:g}", "seeds": len(own)}
+        line |= {
+            "rate": f"{one.rate:g}",
+            "chosen after": f"{one.searched:,} steps",
+            "box weight": f"{one.box_weight:g}",
+            "seeds": len(own),
+        }
         line |= {name: spread(own[name].astype(float)) for name in ("AP", "AP50", "AP75")}
         lines.append(line | {RIVAL: differences.get((one.task, one.steps, line["losses"]), "")})
-    names = ["task", "losses", "steps", "rate", "box weight", "seeds", "AP", "AP50", "AP75", RIVAL]
+    names = ["task", "losses", "steps", "rate", "chosen after", "box weight", "seeds", "AP", "AP50", "AP75", RIVAL]
     return as_markdown(pd.DataFrame(lines, columns=names))
+
+
+def by_rate(searches: pd.DataFrame) -> str:
+    """Return the AP of the searches at a longer budget: a line per task, steps, and losses, a column per rate.
+
+    The highest AP of a line is bold.
+    """
+    rows = in_order(searches)
+    rows = rows.assign(losses=[describe(row) for row in rows.itertuples()], AP=rows["AP"].astype(float))
+    titles = [f"rate {rate:g}" for rate in sorted(rows["rate"].unique())]
+    lines = []
+    for (task, steps, losses, weight), own in rows.groupby(["task", "steps", "losses", "box_weight"], sort=False):
+        scores = own.groupby("rate")["AP"].mean()
+        cells = {
+            rate: f"**{score:.1f}**" if score == scores.max() else f"{score:.1f}" for rate, score in scores.items()
+        }
+        line = {"task": task, "steps": steps, "losses": losses, "box weight": f"{weight:g}"}
+        lines.append(line | {f"rate {rate:g}": cells.get(rate, "") for rate in rates})
+    return as_markdown(pd.DataFrame(lines))
 
 
 def batch_rows(rows: pd.DataFrame) -> pd.DataFrame:
