@@ -67,12 +67,10 @@ def by_rate(searches: pd.DataFrame) -> str:
     titles = [f"rate {rate:g}" for rate in sorted(rows["rate"].unique())]
     lines = []
     for (task, steps, losses, weight), own in rows.groupby(["task", "steps", "losses", "box_weight"], sort=False):
-        scores = own.groupby("rate")["AP"].mean()
-        cells = {
-            rate: f"**{score:.1f}**" if score == scores.max() else f"{score:.1f}" for rate, score in scores.items()
-        }
-        line = {"task": task, "steps": steps, "losses": losses, "box weight": f"{weight:g}"}
-        lines.append(line | {f"rate {rate:g}": cells.get(rate, "") for rate in rates})
+        line = {"task": task, "steps": steps, "losses": losses, "box weight": f"{weight:g}"} | dict.fromkeys(titles, "")
+        for rate, score in own.groupby("rate")["AP"].mean().items():
+            line[f"rate {rate:g}"] = f"**{score:.1f}**" if score == own["AP"].max() else f"{score:.1f}"
+        lines.append(line)
     return as_markdown(pd.DataFrame(lines))
 
 

@@ -23,7 +23,7 @@ from perf.accuracy.faulty_boxes import FaultyBoxes
 from perf.accuracy.paired import against_rivals, front
 from perf.accuracy.plan import BATCH_PAIR, EXPONENT, FULL, KEY, Run, runs_of
 from perf.accuracy.settings import describe
-from perf.accuracy.tables import by_batch, sweep_rows, tables
+from perf.accuracy.tables import by_batch, by_rate, sweep_rows, tables
 from perf.docs import RESULTS
 from perf.exact_density import ExactGHMCLoss
 from perf.resumable_csv import ResumableCsv
@@ -67,12 +67,40 @@ def test_schema_is_the_one_of_the_tracked_rows():
 
 def test_grid_walks_to_the_best_cell(table):
     """From the four cells of the start to the corner, one neighbor at a time; not the whole grid."""
-    done = do(table, best_in_the_corner, stages=["grid"], **COMMON)
+    done = do(table, best_in_the_corner, stages=["grid"], **COMMON | {"budget": "short"})
     assert {(run.stage, run.steps, run.seed) for run in done} == {("grid", 2, 0)}
     assert len(done) == len(set(done)) and 2 * 8 <= len(done) < 2 * 16
     for pair in PAIRS:
-        assert PLAN.chosen(table.read(), "digits-10", *pair) == (RATE, BOX_WEIGHT)
+        assert PLAN.chosen(table.read(), "digits-10", *pair, 2) == (RATE, BOX_WEIGHT)
+        assert PLAN.chosen(table.read(), "digits-10", *pair, 4) is None  # not searched yet
     assert PLAN.reported(table.read()).empty
+
+
+def test_rate_is_searched_again_at_a_longer_budget(table):
+    """Rates that suit a short run need not suit a long one. The search walks up from the rate of the grid."""
+    best = {2: 1, 4: 4}  # the place of the best rate by the number of steps
+
+    def score(run: Run) -> float:
+        return 50 - abs(math.log(run.rate / PLAN.rates[best[run.steps]]))
+
+    do(table, score, stages=["grid"], **COMMON | {"budget": "short"})
+    short = PLAN.runs(table.read(), stages=["main"], **COMMON | {"budget": "short"})
+    early = dataclasses.replace(short[0], steps=4)
+    table.append(row(early, 10.0))
+    shown = PLAN.reported(table.read())  # by the grid's rate, until the search is complete
+    assert runs_of(shown) == [early] and shown["searched"].tolist() == [2]
+    done = do(table, score, stages=["grid", "main"], **COMMON)
+    searched = [run.rate for run in done if run.stage == "grid" and run.losses == PAIRS[0][0]]
+    assert searched == list(PLAN.rates[1:6]) and {run.steps for run in done} == {4}
+    assert {run.rate for run in done if run.stage == "main"} == {PLAN.rates[4]}
+    shown = PLAN.reported(table.read())
+    assert set(shown["rate"]) == {PLAN.rates[4]} and set(shown["searched"]) == {4}
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in by_rate(PLAN.rate_searches(table.read())).splitlines()
+    ]
+    assert lines[0] == ["task", "steps", "losses", "box weight", *(f"rate {rate:g}" for rate in PLAN.rates[1:6])]
+    assert lines[2][:3] == ["digits-10", "4", PAIRS[0][0]] and lines[2][7] == "**50.0**" and len(lines) == 4
 
 
 def test_later_stages_take_the_best_cell(table):
@@ -268,7 +296,7 @@ def test_trees_are_chosen_on_the_other_photograph(table):
     best = {"trees-1": low, "trees-2": high}
     do(table, lambda run: 50 - abs(math.log(run.rate / best[run.task])), stages=["grid"], **options)
     rows = table.read()
-    assert {task: PLAN.chosen(rows, task, *PAIRS[0])[0] for task in best} == {"trees-1": high, "trees-2": low}
+    assert {task: PLAN.chosen(rows, task, *PAIRS[0], 4)[0] for task in best} == {"trees-1": high, "trees-2": low}
     for run in PLAN.runs(rows, stages=["main"], **options):
         for task in best:  # what one training appends
             table.append(row(dataclasses.replace(run, task=task), 30.0))
@@ -320,7 +348,7 @@ def test_faults_of_the_boxes(fault):
 def test_sweep_stage():
     """Imbalance and faults for the pairs of each sweep, at the medium budget; clean data are in "main"."""
     run = Run("main", "digits-10", "GHM-C + SL1", 0.5, 1000, 1.5e-3, 0.8, 1)
-    done = [one for one in FULL._changed(run) if one.stage == "sweep"]
+    done = [one for one in FULL._changed(medium=run) if one.stage == "sweep"]
     changed = {name: {getattr(one, name) for one in done} for name in ("missing", "wrong", "jitter", "digits")}
     assert changed == {
         "missing": {0.0, 0.1, 0.3},
