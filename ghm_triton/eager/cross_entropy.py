@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..options import Options
 from ..population import Level, loss_shape
-from .levels import MeasuredLevel, lookup
+from .levels import MeasuredLevel, lookup, total_of
 from .targets import check_classes, check_probabilities
 
 
@@ -121,7 +121,7 @@ class CrossEntropyLevel(MeasuredLevel):
             coefficient = lookup(coefficients, self.slots[rows])
             losses = self.losses[rows].mul_(coefficient)
             if not self.unreduced:
-                total += losses.sum().item()
+                total += total_of(losses.reshape(-1))
             if self.grads is not None:
                 self.grads[at] *= coefficient.unsqueeze(1)
         return self.losses if self.unreduced else total, self.grads
