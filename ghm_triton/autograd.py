@@ -120,7 +120,8 @@ def _gradients(ctx, factors, needs_grad: list[bool]) -> list[Tensor | None]:
     saved = ctx.saved_tensors  # read once: each access may run saved-tensor hooks, such as those of checkpointing
     if ctx.triton:
         population = _split(saved[ctx.kept :], count)
-        grads = _by_kernels(factors, population, list(saved[: ctx.kept]), options, any(needs_grad[count:]))
+        with torch.no_grad():
+            grads = _by_kernels(factors, population, list(saved[: ctx.kept]), options, any(needs_grad[count:]))
     else:
         factors = factors if options.unreduced else factors * count
         grads = [_scaled(grad, factor, options) for grad, factor in zip(saved, factors, strict=True)]
@@ -145,7 +146,6 @@ def _scaled(grad: Tensor, factor: Tensor | None, options: Options) -> Tensor:
     return grad * factor
 
 
-@torch.no_grad()
 def _by_kernels(factors, population: Population, kept: list[Tensor], options: Options, of_targets: bool):
     inputs, targets, weights = population
     if of_targets and options.loss == "ghmr":  # which may be wider than inputs
@@ -157,7 +157,10 @@ def _by_kernels(factors, population: Population, kept: list[Tensor], options: Op
     batched = any(_batched(factor) for factor in given)
     if batched:
         given = [kept[0].new_ones(shape) for shape in shapes]
-    grads = torch.ops.ghm_triton.triton_gradient(given, inputs, targets, weights, kept, *options)
+    if not transformed() and _is_plain([*given, *inputs, *targets, *weights]):
+        grads = ops.triton_gradient(given, Population(inputs, targets, weights), kept, options)
+    else:
+        grads = torch.ops.ghm_triton.triton_gradient(given, inputs, targets, weights, kept, *options)
     if batched:
         factors = factors if options.unreduced else factors * len(grads)
         grads = [_scaled(grad.float(), factor, options) for grad, factor in zip(grads, factors)]

@@ -60,6 +60,8 @@ def _has_channel(target: Tensor, rows: tuple[int, ...]) -> bool:
 
 def _in_rows(input: Tensor, target: Tensor, at: int) -> Population:
     """Return the logits as [A, C] or [A, C, S] and a target that matches. at: the dimension of the classes."""
+    if input.dim() == 2 and input.is_contiguous() and target.is_contiguous():
+        return Population([input], [target], [])
     classes = input.shape[at]
     probabilities = input.dim() == target.dim()
     classes_last = input.movedim(at, -1)

@@ -328,7 +328,7 @@ def scale(level: Level, buffers: list[torch.Tensor], coefficients: torch.Tensor,
     _, _, slot, losses = buffers
     if losses.numel():
         tile = grids.ELEMENTWISE
-        _cross_entropy_scale_kernel[(triton.cdiv(losses.numel(), tile.block),)](
+        _cross_entropy_scale_kernel[(grids.ceil_div(losses.numel(), tile.block),)](
             slot, losses, coefficients, losses.numel(), BLOCK=tile.block, num_warps=tile.warps
         )
     return losses

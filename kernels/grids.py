@@ -5,7 +5,6 @@ import functools
 from typing import NamedTuple
 
 import torch
-import triton
 
 from ..options import Options
 from ..population import Level
@@ -13,6 +12,16 @@ from ..regions import floor_misses_edges
 
 LANES = 64 if torch.version.hip else 32
 PROGRAMS_PER_SM = 16  # of 32 threads and up to 128 registers: all are resident at once
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up. The function of Triton is for kernels too, and takes 20 times as long."""
+    return -(-a // b)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the least power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
 
 
 class Tile(NamedTuple):
@@ -23,7 +32,7 @@ class Tile(NamedTuple):
 
     def grid(self, level: Level) -> tuple[int]:
         """Return the grid of one program per tile."""
-        return (triton.cdiv(level.input.numel(), self.block),)
+        return (ceil_div(level.input.numel(), self.block),)
 
 
 ACCUMULATE = Tile(8 * LANES, 1)  # one warp: each tile leaves the fast path alone, and no warp waits at a barrier
@@ -66,7 +75,7 @@ def specialize(level: Level, options: Options, tile: Tile) -> dict:
 def touched_anchors(level: Level, tile: Tile, least: int) -> int:
     """Return a power of two, at least `least` and the number of anchors that a tile can touch."""
     whole = tile.block % level.columns == 0
-    return max(least, triton.next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2)))
+    return max(least, next_power_of_2((tile.block - 1) // level.columns + (1 if whole else 2)))
 
 
 class RowTile(NamedTuple):
@@ -86,7 +95,7 @@ class RowTile(NamedTuple):
     def count(self, level: Level) -> int:
         """Return the number of tiles of all rows. A tile has all blocks of the classes of its rows."""
         outer, inner = level.input.shape[0], level.input.shape[2:].numel()
-        return triton.cdiv(outer, self.rows) if level.input.dim() == 2 else outer * triton.cdiv(inner, self.rows)
+        return ceil_div(outer, self.rows) if level.input.dim() == 2 else outer * ceil_div(inner, self.rows)
 
 
 def row_tile(level: Level, options: Options) -> RowTile:
@@ -94,13 +103,13 @@ def row_tile(level: Level, options: Options) -> RowTile:
     columns, vector = level.input.shape[1], 16 // level.input.element_size()
     if level.input.dim() > 2:
         inner = level.input.shape[2:].numel()
-        rows = min(vector * LANES, triton.next_power_of_2(inner))
+        rows = min(vector * LANES, next_power_of_2(inner))
         block = 2 if reads_whole_rows(level, options) else 4  # more would spill
-        return RowTile(rows, min(block, triton.next_power_of_2(columns)), 1)
+        return RowTile(rows, min(block, next_power_of_2(columns)), 1)
     if columns < 32:  # several rows per lane; wider blocks would repeat the work of a row in several lanes
-        return RowTile(4 * LANES, min(4, triton.next_power_of_2(columns)), 1)
-    block = min(triton.next_power_of_2(columns), 32 * LANES)
-    return RowTile(32 * LANES // block, block, triton.cdiv(columns, block))
+        return RowTile(4 * LANES, min(4, next_power_of_2(columns)), 1)
+    block = min(next_power_of_2(columns), 32 * LANES)
+    return RowTile(32 * LANES // block, block, ceil_div(columns, block))
 
 
 def reads_whole_rows(level: Level, options: Options) -> bool:

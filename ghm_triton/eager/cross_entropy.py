@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..options import Options
 from ..population import Level, loss_shape
-from .levels import MeasuredLevel, lookup
+from .levels import MeasuredLevel, lookup, total_of
 from .targets import check_classes, check_probabilities
 
 
@@ -85,11 +85,9 @@ class CrossEntropyLevel(MeasuredLevel):
         self.losses[rows] = loss
 
     def _check(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (class indices, which of them are ignored or None). The ignored ones become 0."""
+        """Return (class indices, which of them are ignored, or None if none is). The ignored ones become 0."""
         ignored = check_classes(target, self.classes, self.ignore_index)
-        if not ignored.any():
-            return target, None
-        return target.masked_fill(ignored, 0), ignored
+        return target if ignored is None else target.masked_fill(ignored, 0), ignored
 
     def _replace_by_index(self, p: Tensor, index: Tensor, logits: "_Shifted", log_sum: Tensor) -> tuple[Tensor, Tensor]:
         """Return (gradient norm, loss) of class indices. p becomes the residual p - y."""
@@ -121,7 +119,7 @@ class CrossEntropyLevel(MeasuredLevel):
             coefficient = lookup(coefficients, self.slots[rows])
             losses = self.losses[rows].mul_(coefficient)
             if not self.unreduced:
-                total += losses.sum().item()
+                total += total_of(losses.reshape(-1))
             if self.grads is not None:
                 self.grads[at] *= coefficient.unsqueeze(1)
         return self.losses if self.unreduced else total, self.grads

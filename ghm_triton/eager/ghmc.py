@@ -38,19 +38,21 @@ class ClassIndexLevel(ElementLevel):
         """Count a chunk, and compute its losses and residuals."""
         positive = self._positives(target.long(), ignored)
         x = self.padded(_filled(input.to(self.dtype), ignored, -torch.inf), -torch.inf)
-        of_positive = x.index_select(0, positive).neg_()
-        z = x.index_copy(0, positive, of_positive)
-        g = torch.sigmoid(x, out=self.of(elements, self.residuals))
-        g.index_copy_(0, positive, g.index_select(0, positive).neg_().add_(1))
+        p = torch.sigmoid(x, out=self.of(elements, self.residuals))
         hard = None
         if self.by_block:
-            peak = g.view(-1, BLOCK).amax(1)
-            hard = self.hard_blocks(peak.index_fill_(0, positive // BLOCK, torch.inf))
-        if hard is not None:
-            self.add_easy(elements, hard, g)
-        slots, losses = self.slots_of(select(g, hard, elements)), softplus(select(z, hard, elements), threshold=EXACT)
-        g.index_copy_(0, positive, of_positive.sigmoid_().neg_())
-        return self.keep(elements, hard, slots, losses, select(g, hard, elements))
+            block = positive // BLOCK
+            hard = self.hard_blocks(p.view(-1, BLOCK).amax(1).index_fill_(0, block, torch.inf))
+            if hard is not None:
+                self.add_easy(elements, hard, p)
+                positive = torch.searchsorted(hard, block).mul_(BLOCK).add_(positive % BLOCK)
+        x, g = select(x, hard, elements), select(p, hard, elements)
+        of_positive = x.index_select(0, positive).neg_()
+        z = x.index_copy(0, positive, of_positive)
+        g.index_copy_(0, positive, 1 - g.index_select(0, positive))
+        slots, losses = self.slots_of(g), softplus(z, threshold=EXACT)
+        residuals = g.index_copy_(0, positive, of_positive.sigmoid_().neg_())
+        return self.keep(elements, hard, slots, losses, residuals)
 
     def _positives(self, label: Tensor, ignored: Tensor | None) -> Tensor:
         """Return the flat positions of the positives of a chunk that count."""

@@ -17,7 +17,9 @@ from ..population import Level, compute_dtype
 from ..regions import floor_misses_edges, region_edges
 
 BLOCK = 32  # elements that are easy or hard together
-ACCURATE = 0.5  # up to this g, -log(1 - g) of a rounded g is as accurate as g
+ACCURATE = 1 / 30  # up to this g, -log(1 - g) of a rounded g, or of BLOCK of them, is as accurate as g
+SERIAL = 1 << 14  # elements: PyTorch adds so few in one thread, and so in the same order for any number of threads
+ROW = 1024  # elements of longer sums that are added first
 
 
 class MeasuredLevel:
@@ -83,8 +85,8 @@ class ElementLevel(MeasuredLevel):
         losses: The losses of the elements for "none", likewise; else None.
     """
 
-    chunk = 1 << 18  # elements: 1 MB of fp32 stays in the cache, and hides the cost of each call
-    small = 1 << 14  # elements: up to here, finding the hard blocks takes longer than it saves
+    chunk = 1 << 19  # elements: 2 MB of fp32 stay in the cache and in the heap, and hide the cost of each call
+    small = 1 << 15  # elements: up to here, finding the hard blocks takes longer than it saves
     can_be_easy = True
 
     def __init__(self, level: Level, options: Options):
@@ -153,11 +155,10 @@ class ElementLevel(MeasuredLevel):
     def add_easy(self, elements: slice, hard: Tensor, norm: Tensor) -> None:
         """Count the easy elements of a chunk, and add up or store their losses. norm: flat, with padding."""
         self.counts[0] += elements.stop - elements.start - BLOCK * len(hard)
-        negative = norm.neg().log1p_()
         if self.losses is None:
-            self.easy_loss -= negative.view(-1, BLOCK).index_fill_(0, hard, 0.0).sum().item()
+            self.easy_loss -= _sum_of_log1p(norm.view(-1, BLOCK).index_fill(0, hard, 0.0).view(-1))
         else:
-            self.of(elements, self.losses).copy_(negative.neg_())
+            self.of(elements, self.losses).copy_(norm.neg().log1p_().neg_())
 
     def scale(self, coefficients: Tensor) -> tuple[float | Tensor, Tensor | None]:
         """Return the loss and the gradient."""
@@ -168,7 +169,7 @@ class ElementLevel(MeasuredLevel):
             coefficient = coefficients.index_select(0, chunk.slots)
             chunk.losses.mul_(coefficient)
             if self.losses is None:
-                total += chunk.losses.sum().item()
+                total += total_of(chunk.losses)
             elif chunk.hard is not None:
                 _put(self.of(chunk.elements, self.losses), chunk.hard, chunk.losses, coefficients[0])
             if self.grad:
@@ -182,6 +183,26 @@ class ElementLevel(MeasuredLevel):
 def _put(values: Tensor, hard: Tensor, of_hard: Tensor, easy: Tensor) -> None:
     """Multiply the values of a chunk by the coefficient of easy elements, and replace those of the hard ones."""
     values.mul_(easy).view(-1, BLOCK).index_copy_(0, hard, of_hard.view(-1, BLOCK))
+
+
+def _sum_of_log1p(norm: Tensor) -> float:
+    """Return the sum of log(1 - g), with a logarithm for BLOCK elements: log(1 - a) + log(1 - b) = log(1 - c).
+
+    c = a + b (1 - a) has the accuracy of a and b.
+    """
+    one = norm.new_ones(())
+    for _ in range(BLOCK.bit_length() - 1):
+        a, b = norm.view(2, -1)
+        norm = torch.lerp(a, one, b)
+    return total_of(norm.neg_().log1p_())
+
+
+def total_of(values: Tensor) -> float:
+    """Return the sum of flat values, the same for any number of threads."""
+    if len(values) <= SERIAL:
+        return values.sum().item()
+    rows = len(values) // ROW
+    return values[: rows * ROW].view(rows, ROW).sum(1).sum().item() + values[rows * ROW :].sum().item()
 
 
 def part(values: Tensor, at: slice) -> Tensor:

@@ -24,15 +24,19 @@ def check_population(population: Population, options: Options) -> None:
             check_probabilities(level.target)
 
 
-def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Return where the int64 class indices of GHM cross entropy are `ignore_index`.
+def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Tensor | None:
+    """Return where the int64 class indices of GHM cross entropy are `ignore_index`; None if nowhere.
 
     Raises:
         IndexError: Another index is not from 0 to C - 1. The message shows it.
     """
-    inside = (target >= 0) & (target < classes)
-    ignored = target == ignore_index if ignore_index is not None else torch.zeros_like(inside)
-    wrong = ~(inside | ignored)
+    if not target.numel():
+        return None
+    least, most = [value.item() for value in target.aminmax()]
+    if 0 <= least and most < classes and not (ignore_index is not None and least <= ignore_index <= most):
+        return None
+    ignored = target == ignore_index if ignore_index is not None else torch.zeros_like(target, dtype=torch.bool)
+    wrong = ~(((target >= 0) & (target < classes)) | ignored)
     if wrong.any():
         allowed = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
         raise IndexError(

@@ -218,6 +218,14 @@ def test_stacked_gradients(case, call, expected):
     assert torch.equal(stacked, factors[:, None, None] * expected)
 
 
+def test_vmap_over_the_backward_pass(case, call, expected):
+    """The forward pass is a plain call and the backward pass runs under torch.func: no kernel gets a batched tensor."""
+    leaf = case.leaf()
+    loss, factors = call(leaf), torch.tensor([1.0, -2.0, 0.0], device=leaf.device)
+    stacked = torch.vmap(lambda factor: torch.autograd.grad(loss, leaf, factor, retain_graph=True)[0])(factors)
+    assert torch.equal(stacked, factors[:, None, None] * expected)
+
+
 def test_vectorized_jacobian(case, call):
     """The loss of an element, or of a row of a softmax, depends on its own logits only: the weight is a constant."""
     small = case.input[:6]
