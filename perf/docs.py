@@ -30,13 +30,11 @@ SMALLEST = 10**6  # elements; from here on, time should be proportional to them
 FRONT_ELEMENTS = (10_000, 100_000, 8_000_000)
 FRONT_TASKS = {
     ("digits-10", 1000): "digits, ten classes",
-    ("digits-1", 500): "digits, one class",
-    ("trees", 150): "tree crowns",
 }
 FRONT_LOSSES = {
     "CE + SL1": "cross entropy + smooth L1",
     "focal + SL1": "focal loss + smooth L1",
-    "focal per image + SL1": "focal loss per image (torchvision) + smooth L1",
+    "focal + GHM-R, exponent 0.5": "focal loss + GHM-R with the exponent 0.5",
     "GHM-C + SL1, exponent 0": "GHM-C with the exponent 0 (the control) + smooth L1",
     "GHM-C + SL1, exponent 0.5": "GHM-C with the exponent 0.5 + smooth L1",
     "GHM-C + GHM-R, exponent 0.5": "GHM-C + GHM-R with the exponent 0.5",

@@ -11,11 +11,11 @@ TREES = "trees"  # the mean over the two photographs
 
 
 def scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the AP of the stage "main" per task, losses, steps, and seed, with a mean over the photographs."""
+    """Return the AP of the stage "main" per task, losses, steps, search, and seed, with a mean over the photographs."""
     rows = rows[rows["stage"] == "main"]
     rows = rows.assign(losses=[describe(row) for row in rows.itertuples()], AP=rows["AP"].astype(float))
-    rows = rows[["task", "losses", "steps", "seed", "AP"]]
-    pairs = rows[rows["task"].isin(list(OTHER_PHOTOGRAPH))].groupby(["losses", "steps", "seed"])["AP"]
+    rows = rows[["task", "losses", "steps", "searched", "seed", "AP"]]
+    pairs = rows[rows["task"].isin(list(OTHER_PHOTOGRAPH))].groupby(["losses", "steps", "searched", "seed"])["AP"]
     trees = pairs.mean()[pairs.count() == len(OTHER_PHOTOGRAPH)].reset_index().assign(task=TREES)
     return pd.concat([rows, trees], ignore_index=True)
 
@@ -27,9 +27,12 @@ def best_rival(own: pd.DataFrame) -> str | None:
 
 
 def against_rivals(rows: pd.DataFrame) -> dict[tuple[str, int, str], str]:
-    """Return the difference to the best rival in words, by (task, steps, losses); "" for fewer than two seeds."""
+    """Return the difference to the best rival in words, by (task, steps, losses); "" for fewer than two seeds.
+
+    Only losses whose rate was chosen after as many steps are compared: a search at the budget itself helps each loss.
+    """
     texts = {}
-    for (task, steps), own in scores(rows).groupby(["task", "steps"], sort=False):
+    for (task, steps, _), own in scores(rows).groupby(["task", "steps", "searched"], sort=False):
         rival = best_rival(own)
         by_seed = own.pivot(index="seed", columns="losses", values="AP")
         for losses in by_seed if rival else ():

@@ -371,11 +371,14 @@ def test_differences_are_paired_by_seed():
             for losses, own in scores.items()
             for seed, score in enumerate(own, 1)
         ]
-    )
+    ).assign(searched=1000)
+    early = rows[rows["losses"] == "GHM-C + SL1"].assign(losses="GHM-C + GHM-R", searched=500)
+    rows = pd.concat([rows, early])
     interval = ttest_rel(scores["GHM-C + SL1"], scores["focal + SL1"]).confidence_interval(0.95)
     told = against_rivals(rows)
     half = (interval.high - interval.low) / 2
     assert told["digits-10", 1000, "GHM-C + SL1"] == f"+1.5 ± {half:.1f}" == "+1.5 ± 1.2"
     assert told["digits-10", 1000, "focal + SL1"] == "best rival"
+    assert ("digits-10", 1000, "GHM-C + GHM-R") not in told  # the rate of each rival was chosen at another budget
     table = front(rows, {"focal + SL1": "focal", "GHM-C + SL1": "GHM"}, {("digits-10", 1000): "digits"})
     assert table["digits"].tolist() == ["65.0 (best rival)", "66.5 (+1.5 ± 1.2)"]
