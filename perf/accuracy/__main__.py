@@ -39,6 +39,7 @@ from .plan import (
     Plan,
     Run,
     runs_of,
+    scores_of,
 )
 from .settings import describe
 from .tables import tables
@@ -83,9 +84,9 @@ def train_and_append(run: Run, backbone: dict | None, table: ResumableCsv, optio
 
 def searches_left(plan: Plan, rows: pd.DataFrame, options: argparse.Namespace) -> list[str]:
     """Return the tasks and pairs without a complete search, which the later stages wait for."""
-    budget = BUDGETS.index(options.budget)
+    budget, scores = BUDGETS.index(options.budget), scores_of(rows)
     subjects = [(task, *pair) for task in options.tasks for pair in pairs_of(options)]
-    left = [one for one in subjects if plan.chosen(rows, *one, plan.steps[one[0]][budget]) is None]
+    left = [one for one in subjects if plan.chosen(scores, *one, plan.steps[one[0]][budget]) is None]
     return [f"{task}, {losses}, exponent {exponent:g}" for task, losses, exponent in left]
 
 

@@ -123,10 +123,19 @@ SWEEPS = (
 )
 
 
+Scores = dict[Run, float]
+
+
 def runs_of(rows: pd.DataFrame) -> list[Run]:
     """Return the run of each row."""
     kinds = {field.name: field.type for field in dataclasses.fields(Run)}
     return [Run(**{name: kinds[name](value) for name, value in zip(KEY, row)}) for row in rows[KEY].values.tolist()]
+
+
+def scores_of(rows: pd.DataFrame) -> Scores:
+    """Return the AP of the runs of the stage "grid", which the searches go by."""
+    rows = rows[rows["stage"] == "grid"]
+    return dict(zip(runs_of(rows), rows["AP"].astype(float)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +179,12 @@ class Plan:
     exponents: tuple[float, ...] = EXPONENTS
     sweeps: tuple[Sweep, ...] = SWEEPS
 
-    def grid(self, rows: pd.DataFrame, task: str, losses: str, exponent: float) -> list[Run]:
-        """Return the runs that the rate and the box weight are chosen from, given the results in `rows`.
+    def grid(self, scores: Scores, task: str, losses: str, exponent: float) -> list[Run]:
+        """Return the runs that the rate and the box weight are chosen from, given the scores so far.
 
-        These are the cells that the search starts from. Once all of them are in `rows`, the neighbors of the best cell
+        These are the cells that the search starts from. Once all of them have scores, the neighbors of the best cell
         are added, until the best cell has all its neighbors.
         """
-        scores = _scores(rows)
         start_rates = self.start_rates if task in DIGITS else self.start_tree_rates
         steps = self.steps[task][0]
         cells = {
@@ -192,26 +200,24 @@ class Plan:
         searched = set(start) | {cells[cell] for cell in beside if cell in cells}
         return [run for run in cells.values() if run in searched]
 
-    def rate_search(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> list[Run]:
+    def rate_search(self, scores: Scores, task: str, losses: str, exponent: float, steps: int) -> list[Run]:
         """Return the runs that the rate for `steps` is chosen from, with the box weight of the grid.
 
         The search starts from the rate of the grid and the next higher one, and goes on as in `grid`. It has no runs
         before the grid is complete.
         """
-        cell = self._best(rows, self.grid(rows, task, losses, exponent))
+        cell = self._best(scores, self.grid(scores, task, losses, exponent))
         if cell is None:
             return []
         runs = [Run("grid", task, losses, exponent, steps, rate, cell[1], GRID_SEED) for rate in self.rates]
-        first, scores = self.rates.index(cell[0]), _scores(rows)
+        first = self.rates.index(cell[0])
         start = runs[first : first + 2]
         if not scores.keys() >= set(start):
             return start
         best = max((place for place, run in enumerate(runs) if run in scores), key=lambda place: scores[runs[place]])
         return [run for place, run in enumerate(runs) if run in start or abs(place - best) <= 1]
 
-    def chosen(
-        self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int
-    ) -> tuple[float, float] | None:
+    def chosen(self, scores: Scores, task: str, losses: str, exponent: float, steps: int) -> tuple[float, float] | None:
         """Return the (rate, box weight) with the highest AP after `steps`, or None if a search is incomplete.
 
         For digits, the searches are measured on other scenes than those that are reported; for trees, on the other
@@ -219,13 +225,12 @@ class Plan:
         """
         subject = OTHER_PHOTOGRAPH.get(task, task), losses, exponent
         if steps == self.steps[task][0]:
-            return self._best(rows, self.grid(rows, *subject))
-        return self._best(rows, self.rate_search(rows, *subject, steps))
+            return self._best(scores, self.grid(scores, *subject))
+        return self._best(scores, self.rate_search(scores, *subject, steps))
 
     @staticmethod
-    def _best(rows: pd.DataFrame, runs: list[Run]) -> tuple[float, float] | None:
-        """Return the (rate, box weight) of the best of `runs`, or None if there are none or one has no row."""
-        scores = _scores(rows)
+    def _best(scores: Scores, runs: list[Run]) -> tuple[float, float] | None:
+        """Return the (rate, box weight) of the best of `runs`, or None if there are none or one has no score."""
         if not runs or not scores.keys() >= set(runs):
             return None
         best = max(runs, key=scores.get)
@@ -243,18 +248,18 @@ class Plan:
         ablation_seeds: int,
     ) -> list[Run]:
         """Return the runs to do, given the rows so far, and those in `rows`. Later stages wait for their searches."""
-        runs = []
+        runs, scores = [], scores_of(rows)
         if "grid" in stages:
             tuned_on = dict.fromkeys(other for task in tasks for other in (task, OTHER_PHOTOGRAPH.get(task, task)))
             for task, pair in itertools.product(tuned_on, compared):
-                runs += self.grid(rows, task, *pair)
+                runs += self.grid(scores, task, *pair)
                 if (steps := self.steps[task][BUDGETS.index(budget)]) != self.steps[task][0]:
-                    runs += self.rate_search(rows, task, *pair, steps)
+                    runs += self.rate_search(scores, task, *pair, steps)
         for task, pair in itertools.product(tasks, compared):
             tuned = {
                 name: Run("main", task, *pair, steps, *cell, seed=1)
                 for name, steps in zip(BUDGETS, self.steps[task])
-                if (cell := self.chosen(rows, task, *pair, steps))
+                if (cell := self.chosen(scores, task, *pair, steps))
             }
             if "main" in stages and budget in tuned:
                 runs += [dataclasses.replace(tuned[budget], seed=seed) for seed in range(1, seeds + 1)]
@@ -291,18 +296,19 @@ class Plan:
         own = shown["stage"].isin(["main", "sweep"])
         exponent = shown["exponent"].where(own, shown["losses"].map(tuned)).fillna(shown["exponent"])
         subjects = list(zip(shown["task"], shown["losses"], exponent.astype(float), shown["steps"].astype(int)))
-        best = {subject: self._search_of(rows, *subject) for subject in set(subjects)}
+        scores = scores_of(rows)
+        best = {subject: self._search_of(scores, *subject) for subject in set(subjects)}
         cells = zip(shown["rate"], shown["box_weight"])
         current = [best[subject][0] in (None, cell) for subject, cell in zip(subjects, cells)]
         shown = shown.assign(searched=[best[subject][1] for subject in subjects])
         return shown[pd.Series(current, index=shown.index, dtype=bool)]
 
-    def _search_of(self, rows: pd.DataFrame, task: str, losses: str, exponent: float, steps: int) -> tuple:
+    def _search_of(self, scores: Scores, task: str, losses: str, exponent: float, steps: int) -> tuple:
         """Return the (rate, box weight) for a row of `steps` and the steps of the search that chose it."""
         shortest = self.steps[task][0]
-        if cell := self.chosen(rows, task, losses, exponent, steps):
+        if cell := self.chosen(scores, task, losses, exponent, steps):
             return cell, steps
-        return self.chosen(rows, task, losses, exponent, shortest), shortest
+        return self.chosen(scores, task, losses, exponent, shortest), shortest
 
     def rate_searches(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of `rate_search`."""
@@ -320,8 +326,3 @@ SMOKE = Plan(  # a few runs that use all of the code
     exponents=(EXPONENT,),
     sweeps=(Sweep("missing", (BATCH_PAIR,), {30.0: {"missing": 0.3}}),),
 )
-
-
-def _scores(rows: pd.DataFrame) -> dict[Run, float]:
-    rows = rows[rows["stage"] == "grid"]
-    return dict(zip(runs_of(rows), rows["AP"].astype(float)))

@@ -21,7 +21,7 @@ from perf.accuracy import plan as plans
 from perf.accuracy import training
 from perf.accuracy.faulty_boxes import FaultyBoxes
 from perf.accuracy.paired import against_rivals, front
-from perf.accuracy.plan import BATCH_PAIR, EXPONENT, FULL, KEY, Run, runs_of
+from perf.accuracy.plan import BATCH_PAIR, EXPONENT, FULL, KEY, Run, runs_of, scores_of
 from perf.accuracy.settings import describe
 from perf.accuracy.tables import by_batch, by_rate, sweep_rows, tables
 from perf.docs import RESULTS
@@ -71,8 +71,8 @@ def test_grid_walks_to_the_best_cell(table):
     assert {(run.stage, run.steps, run.seed) for run in done} == {("grid", 2, 0)}
     assert len(done) == len(set(done)) and 2 * 8 <= len(done) < 2 * 16
     for pair in PAIRS:
-        assert PLAN.chosen(table.read(), "digits-10", *pair, 2) == (RATE, BOX_WEIGHT)
-        assert PLAN.chosen(table.read(), "digits-10", *pair, 4) is None  # not searched yet
+        assert PLAN.chosen(scores_of(table.read()), "digits-10", *pair, 2) == (RATE, BOX_WEIGHT)
+        assert PLAN.chosen(scores_of(table.read()), "digits-10", *pair, 4) is None  # not searched yet
     assert PLAN.reported(table.read()).empty
 
 
@@ -254,7 +254,7 @@ def test_one_run(tmp_path):
 
 def test_trees_have_rates_of_their_own(table):
     """The search starts lower: rates that suit the small model destroy ImageNet weights."""
-    grid = PLAN.grid(table.read(), "trees-1", *PAIRS[0])
+    grid = PLAN.grid(scores_of(table.read()), "trees-1", *PAIRS[0])
     assert {run.rate for run in grid} == {6e-4, 1.5e-3}
 
 
@@ -296,7 +296,10 @@ def test_trees_are_chosen_on_the_other_photograph(table):
     best = {"trees-1": low, "trees-2": high}
     do(table, lambda run: 50 - abs(math.log(run.rate / best[run.task])), stages=["grid"], **options)
     rows = table.read()
-    assert {task: PLAN.chosen(rows, task, *PAIRS[0], 4)[0] for task in best} == {"trees-1": high, "trees-2": low}
+    assert {task: PLAN.chosen(scores_of(rows), task, *PAIRS[0], 4)[0] for task in best} == {
+        "trees-1": high,
+        "trees-2": low,
+    }
     for run in PLAN.runs(rows, stages=["main"], **options):
         for task in best:  # what one training appends
             table.append(row(dataclasses.replace(run, task=task), 30.0))
