@@ -285,6 +285,7 @@ def test_average_precision_of_known_detections():
     assert average_precision(truth, [])["AP"] == 0
 
 
+@pytest.mark.slow
 def test_both_heads_learn_a_batch():
     """Signs, matches and weights are right end to end: scores tell objects from background, boxes approach theirs."""
     torch.manual_seed(0)

@@ -66,6 +66,7 @@ def test_an_empty_region_has_no_weight():
     assert seen.percentages(weighted=True)[:, 0].tolist() == pytest.approx([100, 0, 0, 0])
 
 
+@pytest.mark.slow
 def test_observing_leaves_the_training_as_it_is(tmp_path):
     """Weights, running counts, mode and PyTorch's generator, of which torchvision draws; the figure is drawn."""
     model = harmonize(small_retinanet(10, size=64))

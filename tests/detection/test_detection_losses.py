@@ -200,6 +200,7 @@ def test_hard_scenes_have_more_and_fainter_digits():
     assert STYLES["hard"].contrast[0] < STYLES["easy"].contrast[0] and STYLES["hard"].clutter[1] > 0
 
 
+@pytest.mark.slow
 def test_pretraining_trains_all_levels_and_leaves_the_pyramid():
     """What it reaches takes minutes, and the command prints it."""
     torch.manual_seed(0)

@@ -80,6 +80,7 @@ def test_a_loss_that_is_not_given_is_the_models_own(plain, model, batch):
     assert torch.equal(model.compute_loss(*batch)["classification"], own["classification"])
 
 
+@pytest.mark.slow
 def test_the_model_stays_an_ssd(plain, model, batch):
     """Checkpoints of the plain model load, counts are in its own, and it can be copied and saved whole."""
     harmonize(model)

@@ -92,6 +92,7 @@ def test_ghmr_grid(size, dtype, device, draw):
     assert_agrees(loop, boxes, aims, by_anchor, backend="triton", device=device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["paper", "mmdet"])
 def test_more_rows_than_one_program_adds(variant, device, draw, two_programs):
     """4 rows of 512 slots are added at once, and these levels have 2, 0, 2, 1 and 2 rows.
@@ -111,6 +112,7 @@ def test_more_rows_than_one_program_adds(variant, device, draw, two_programs):
         assert_agrees(loop, *map(list, zip(*levels)), backend="triton", device=device, state=state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [3, 5000])
 def test_a_process_group_folds_in_two_stages(rows, monkeypatch, device):
     """No program adds more rows, one after the other, than without a group; and the numbers are the same."""

@@ -283,6 +283,7 @@ def test_a_nan_leaves_its_neighbors(reduction, options, backend, device):
     assert_close(grad[others], expected[others], VALUE, ABSOLUTE)
 
 
+@pytest.mark.slow
 def test_nothing_is_ignored(backend, device):
     """ignore_index=None, as segmentation libraries have it: every row counts, whatever the shape."""
     for shape in ((6, 9), (1, 40, 2, 3)):

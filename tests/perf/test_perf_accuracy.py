@@ -198,6 +198,7 @@ def test_command_continues_and_draws(tmp_path, fast, capsys):
     assert out.read_text() == rows and len(fast) == count
 
 
+@pytest.mark.slow
 def test_command_continues_after_a_run_that_diverges(tmp_path, fast, capsys, monkeypatch):
     def diverge(run, backbone, **options):
         raise FloatingPointError("the gradient is not finite")
@@ -208,6 +209,7 @@ def test_command_continues_after_a_run_that_diverges(tmp_path, fast, capsys, mon
     assert "the gradient is not finite" in output and "| 1 | 0.0 | 0.0 | 0.0 |" in output
 
 
+@pytest.mark.slow
 def test_optional_pairs_are_trained_only_if_asked_for(tmp_path, fast):
     """They were choices of --losses that planned nothing."""
     command.main(["--smoke", "--tasks", "digits-1", "--losses", "GHM-C + ASL1", "--out", str(tmp_path / "a.csv")])
@@ -327,6 +329,7 @@ def test_photographs_are_evaluated_apart(tiles, monkeypatch):
     assert (scores["trees-1"]["AP"], scores["trees-2"]["AP"]) == (0.0, pytest.approx(100.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["missing", "wrong", "jitter"])
 def test_faults_of_the_boxes(fault):
     """Each changes only its own part, in its own amount, and repeats; the pictures stay."""

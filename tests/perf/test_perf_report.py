@@ -115,6 +115,7 @@ def test_changes_beyond_the_spread_are_marked(path, tmp_path):
         assert (one["ratio"], one["change"]) == expected[one["implementation"]]
 
 
+@pytest.mark.slow
 def test_different_threads_are_warned_of(path, tmp_path, capsys, monkeypatch):
     """In all outputs; of two files, and of two numbers of threads in one file."""
     monkeypatch.setattr(command, "plot", lambda rows, folder: [])

@@ -103,6 +103,7 @@ def test_least_bytes():
     assert OURS["bce"].least_bytes(case, "backward") == 3 * 12800
 
 
+@pytest.mark.slow
 def test_interrupted_sweep_goes_on(path, meter):
     """Ctrl-C keeps what is there, a torn row is made again, and nothing is measured or written twice."""
     calls = []
@@ -303,6 +304,7 @@ class WorkClock:
         return loss
 
 
+@pytest.mark.slow
 def test_slow_implementation_shows_in_the_ratio(path, meter, monkeypatch):
     """Twenty extra forwards; the backward, timed alone, is as fast as ever."""
     clock = WorkClock()
@@ -321,6 +323,7 @@ def test_slow_implementation_shows_in_the_ratio(path, meter, monkeypatch):
     assert ratio.to_dict() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error, status",
     [(torch.OutOfMemoryError("no memory"), "out of memory"), (RuntimeError("broken\nkernel"), "error")],

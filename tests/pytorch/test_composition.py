@@ -167,6 +167,7 @@ def test_exported_without_gradient_trains(case, call, expected, strict):
     assert torch.equal(leaf.grad, expected)
 
 
+@pytest.mark.slow
 def test_weights_and_soft_targets_have_no_gradient(case, call, device):
     """Added to another loss, the sum still goes backward; under torch.compile as well."""
     if not case.softmax:
