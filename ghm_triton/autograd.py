@@ -152,7 +152,8 @@ def _by_kernels(factors, population: Population, kept: list[Tensor], options: Op
         inputs = [input.float() for input in inputs]
     shapes = [loss_shape(input, options) for input in inputs] if options.unreduced else [()]
     given = [
-        kept[0].new_zeros(shape) if factor is None else factor.contiguous() for shape, factor in zip(shapes, factors)
+        kept[0].new_zeros(shape) if factor is None else factor.contiguous()
+        for shape, factor in zip(shapes, factors, strict=True)
     ]
     batched = any(_batched(factor) for factor in given)
     if batched:
@@ -163,7 +164,7 @@ def _by_kernels(factors, population: Population, kept: list[Tensor], options: Op
         grads = torch.ops.ghm_triton.triton_gradient(given, inputs, targets, weights, kept, *options)
     if batched:
         factors = factors if options.unreduced else factors * len(grads)
-        grads = [_scaled(grad.float(), factor, options) for grad, factor in zip(grads, factors)]
+        grads = [_scaled(grad.float(), factor, options) for grad, factor in zip(grads, factors, strict=True)]
     return grads
 
 
@@ -209,7 +210,7 @@ class _PlainLoss(torch.autograd.Function):
 class _Once(torch.autograd.Function):
     """A gradient that raises an error when it is differentiated. Without it, second derivatives would silently be 0.
 
-    `kept` is an output of the node of the loss, so that the result depends on the inputs of the loss.
+    `kept` is a tensor that the node of the loss saved, so that the result depends on the inputs of the loss.
     """
 
     generate_vmap_rule = True

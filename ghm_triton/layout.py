@@ -127,7 +127,7 @@ def _wrong_shape(target: Tensor, x: Tensor, rows, whole: bool, options: Options,
 
 def _boxes(target: Tensor, x: Tensor, names: Names) -> Tensor:
     if not target.is_floating_point():
-        raise TypeError(f"{names.target} must be a floating point tensor, got {target.dtype}")
+        raise TypeError(f"{names.target} must be a floating point tensor, got {target.dtype}: pass target.float()")
     if target.shape != x.shape:
         got = f"{_shape(target)} with {target.dtype}"
         raise ValueError(f"{names.target} must have the shape of {names.input}, {_shape(x)}, got {got}")

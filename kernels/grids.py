@@ -10,12 +10,12 @@ from ..options import Options
 from ..population import Level
 from ..regions import floor_misses_edges
 
-LANES = 64 if torch.version.hip else 32
+LANES = 64 if torch.version.hip else 32  # of a warp; 64 on CDNA
 PROGRAMS_PER_SM = 16  # of 32 threads and up to 128 registers: all are resident at once
 
 
 def ceil_div(a: int, b: int) -> int:
-    """Return a / b rounded up. The function of Triton is for kernels too, and takes 20 times as long."""
+    """Return a / b rounded up. `triton.cdiv` takes 20 times as long on the host."""
     return -(-a // b)
 
 

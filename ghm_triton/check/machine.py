@@ -58,7 +58,8 @@ def describe_machine(device: torch.device) -> list[str]:
         lines.append(f"device: {_describe_gpu(device)}")
     else:
         found = torch.accelerator.is_available() if hasattr(torch, "accelerator") else False
-        lines.append(f"device: the CPU{'' if found else '. No GPU was found'}, {torch.get_num_threads()} threads")
+        threads = torch.get_num_threads()
+        lines.append(f"device: the CPU{'' if found else '. No GPU was found'}, {threads} thread{'s' * (threads > 1)}")
         if kernels is not None and not interpreting():
             lines.append("The kernels are not checked. TRITON_INTERPRET=1 checks them in Triton's interpreter.")
     names = {True: "Triton kernels", False: "eager"}

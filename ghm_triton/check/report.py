@@ -92,7 +92,8 @@ class Report:
 
     def print_errors(self) -> None:
         """Print the largest errors of each loss and dtype, and forget them."""
-        print(f"  {'':30} cases   loss  gradient  moving average  of the tolerance")
+        print("  largest errors; 1.00 is the tolerance, for gradients of 16 bits one rounding:")
+        print(f"  {'':30} cases   loss  gradient  moving average")
         for (loss, dtype), found in self.errors.items():
             of_loss, of_gradient, of_state = (max(values) for values in list(zip(*[one for one, _ in found]))[:3])
             state = f"{of_state:14.2f}" if any(case.momentum for _, case in found) else f"{'':14}"

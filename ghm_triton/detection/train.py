@@ -11,6 +11,7 @@ density.png. --resume continues a run that was killed or stopped at any step.
 
 import argparse
 import contextlib
+import os
 import sys
 import warnings
 
@@ -194,10 +195,15 @@ def _add_losses(group: argparse._ActionsContainer) -> None:
     add("--box-loss-weight", type=real(0), help="factor of the box loss")
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _add_machine(group: argparse._ActionsContainer) -> None:
     add = group.add_argument
     add("--device", type=device, default="auto", help="auto, cpu, cuda, cuda:N, ...")
-    add("--workers", type=whole(0), default=2, help="number of processes that load images")
+    add("--workers", type=whole(0), default=min(2, cores()), help="number of processes that load images")
     add("--amp", action="store_true", help="compute in 16 bits: float16 on GPUs, bfloat16 on the CPU")
     add("--save-every", type=whole(1), default=200, metavar="STEPS", help="steps between checkpoints within an epoch")
 

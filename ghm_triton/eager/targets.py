@@ -39,9 +39,9 @@ def check_classes(target: Tensor, classes: int, ignore_index: int | None) -> Ten
     wrong = ~(((target >= 0) & (target < classes)) | ignored)
     if wrong.any():
         allowed = "" if ignore_index is None else f" or ignore_index ({ignore_index})"
-        raise IndexError(
-            f"target must hold class indices from 0 to {classes - 1}{allowed}, got {target[wrong][0].item()}"
-        )
+        found = target[wrong][0].item()
+        hint = {classes: ": class indices start at 0", 255: ": pass ignore_index=255?"}.get(found, "")
+        raise IndexError(f"target must hold class indices from 0 to {classes - 1}{allowed}, got {found}" + hint)
     return ignored
 
 
@@ -83,12 +83,14 @@ def check_targets(level: Level) -> tuple[float, float]:
     if wrong.any():
         allowed = f"class indices from 0 to {high - 1}, or -1 or {high} for the background" if level.class_index else ""
         allowed = allowed or "values in [0, 1], or class indices without the class dimension"
-        raise ValueError(f"target must hold {allowed}, got {target[wrong][0].item()}")
+        found = target[wrong][0].item()
+        hint = ": pass ignore_index=255, or divide a mask of 0 and 255 by 255" if found == 255 else ""
+        raise ValueError(f"target must hold {allowed}, got {found}{hint}")
     return least, most
 
 
 def _counted(level: Level) -> Tensor | bool:
-    """Return which elements count, broadcastable to the shape of the target."""
+    """Return which elements count, broadcastable to the shape of the target. True: all."""
     if level.weight is None:
         return True
     counted = level.weight > 0

@@ -1,6 +1,7 @@
 """Bad input of the detection commands: a clear error before training, or a warning that counts."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -177,6 +178,19 @@ def test_annotations_without_boxes_are_refused(data, annotations, capsys):
 def test_unknown_categories_are_named(data, annotations):
     change(annotations, lambda content: content["annotations"][0].update(category_id=99))
     with pytest.warns(UserWarning, match="1 annotation of unknown category_id 99 left out"):
+        coco.CocoBoxes(annotations, data / "train")
+
+
+@pytest.mark.parametrize("shift, guess", [(-1, ": off by one?"), (1, ": off by one?"), (1000, "")])
+def test_shifted_categories_are_refused(data, annotations, shift, guess):
+    """They used to train on the wrong classes, with a warning about those left out."""
+
+    def edit(content):
+        for entry in content["annotations"]:
+            entry["category_id"] += shift
+
+    change(annotations, edit)
+    with pytest.raises(ValueError, match=rf"must have the category ids .* of \d+{re.escape(guess)}$"):
         coco.CocoBoxes(annotations, data / "train")
 
 

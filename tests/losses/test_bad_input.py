@@ -80,7 +80,8 @@ GHMC_CASES = {
     "a mask of 0 and 255": (
         dict(target=torch.full((6, 4), 255, dtype=torch.uint8)),
         ValueError,
-        "target must hold values in [0, 1], or class indices without the class dimension, got 255",
+        "target must hold values in [0, 1], or class indices without the class dimension, got 255: pass "
+        "ignore_index=255, or divide a mask of 0 and 255 by 255",
     ),
     "class indices in the shape of the logits": (
         dict(target=torch.arange(24).view(6, 4) % 5),

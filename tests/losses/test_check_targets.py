@@ -30,7 +30,12 @@ WRONG = {  # call, target, error, what the message says
     "index": (ghmc_loss, off(1, 4), ValueError, "from 0 to 2, or -1 or 3 for the background, got 4"),
     "-2": (ghmc_loss, off(0, -2), ValueError, "got -2"),
     "dense": (ghmc_loss, DENSE, ValueError, "values in [0, 1], or class indices without the class dimension, got 255"),
-    "class": (ghm_cross_entropy, off(2, 1), IndexError, "from 0 to 2 or ignore_index (-100), got 3"),
+    "class": (
+        ghm_cross_entropy,
+        off(2, 1),
+        IndexError,
+        "from 0 to 2 or ignore_index (-100), got 3: class indices start at 0",
+    ),
     "uint8": (ghm_cross_entropy, torch.tensor([0, 1, 2, 9], dtype=torch.uint8), IndexError, "got 9"),
     "probabilities": (
         ghm_cross_entropy,

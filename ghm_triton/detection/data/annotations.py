@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..text import listed
+
 
 class _Rule(NamedTuple):
     """The requirement for a field of an entry."""
@@ -101,6 +103,23 @@ def check_units(content: dict, path: str | pathlib.Path) -> None:
     )
     if corners and 4 * leaving >= len(boxes) > 0:
         raise ValueError(f"{expected} {leaving} of {len(boxes)} beyond their image, and none as corners: xyxy?")
+
+
+def check_categories(content: dict, path: str | pathlib.Path) -> None:
+    """Raise a ValueError if the category ids of the annotations seem to be off by one, or many are unknown.
+
+    They seem to be off by one if an unknown id is the one below the least or above the largest of the categories.
+    """
+    known = {entry["id"] for entry in content["categories"]}
+    ids = [entry["category_id"] for entry in content["annotations"]]
+    unknown = sorted(set(ids) - known)
+    number = sum(category not in known for category in ids)
+    beside = known and not {min(known) - 1, max(known) + 1}.isdisjoint(unknown)
+    if beside or 4 * number >= len(ids) > 0:
+        raise ValueError(
+            f"annotations {path} must have the category ids {listed(sorted(known))}, got {listed(unknown)} in {number} "
+            f"of {len(ids)}" + (": off by one?" if beside else "")
+        )
 
 
 def _check(place: str, entry: object, rules: dict[str, _Rule]) -> dict:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from ..text import counted, listed
-from .annotations import check_units, is_finite, read_annotations
+from .annotations import check_categories, check_units, is_finite, read_annotations
 from .images import image_size, read_image
 
 
@@ -33,7 +33,7 @@ class CocoBoxes(Dataset):
     Raises:
         FileNotFoundError: The annotations, the folder or images are missing.
         ValueError: The annotations are malformed, have no boxes, boxes in other units or in another order, other sizes
-            than the images, or categories that are not among `category_ids`.
+            than the images, category ids that are off by one, or categories that are not among `category_ids`.
         OSError: An image has floating point or 32-bit values.
     """
 
@@ -57,6 +57,7 @@ class CocoBoxes(Dataset):
             raise FileNotFoundError(
                 f"images must be in {self.folder}, got {len(missing)} of {len(self.images)} that are not: {missing[0]}"
             )
+        check_categories(self.content, self.path)
         check_units(self.content, self.path)
         self._check_sizes()
         self.dropped = collections.Counter()
@@ -88,7 +89,7 @@ class CocoBoxes(Dataset):
                 if entry[name] not in known
             ]
             if unknown:
-                self.dropped[f"annotation of {unknown[0]}", "left out"] += 1
+                self.dropped["annotation", f"of {unknown[0]} left out"] += 1
                 continue
             box = _xyxy(entry["bbox"])
             if box is None:
