@@ -35,7 +35,7 @@ FRONT_LOSSES = {
     "CE + SL1": "cross entropy + smooth L1",
     "focal + SL1": "focal loss + smooth L1",
     "focal + GHM-R, exponent 0.5": "focal loss + GHM-R with the exponent 0.5",
-    "GHM-C + SL1, exponent 0": "GHM-C with the exponent 0 (the control) + smooth L1",
+    "GHM-C + SL1, exponent 0": "cross entropy normalized like GHM-C (exponent 0) + smooth L1",
     "GHM-C + SL1, exponent 0.5": "GHM-C with the exponent 0.5 + smooth L1",
     "GHM-C + GHM-R, exponent 0.5": "GHM-C + GHM-R with the exponent 0.5",
 }
