@@ -84,7 +84,9 @@ def check_targets(level: Level) -> tuple[float, float]:
         allowed = f"class indices from 0 to {high - 1}, or -1 or {high} for the background" if level.class_index else ""
         allowed = allowed or "values in [0, 1], or class indices without the class dimension"
         found = target[wrong][0].item()
-        hint = ": pass ignore_index=255, or divide a mask of 0 and 255 by 255" if found == 255 else ""
+        hint = ": pass ignore_index=255?" if found == 255 else ""
+        if hint and not level.class_index:
+            hint = ": pass ignore_index=255, or divide a mask of 0 and 255 by 255"
         raise ValueError(f"target must hold {allowed}, got {found}{hint}")
     return least, most
 
