@@ -263,21 +263,21 @@ class Plan:
             }
             if "main" in stages and budget in tuned:
                 runs += [dataclasses.replace(tuned[budget], seed=seed) for seed in range(1, seeds + 1)]
-            changed = [run for run in self._changed(**tuned) if run.stage in stages]
+            changed = [run for run in self._changed(tuned) if run.stage in stages]
             runs += [dataclasses.replace(run, seed=seed) for run in changed for seed in range(1, ablation_seeds + 1)]
         return sorted(dict.fromkeys(runs), key=lambda run: (STAGES.index(run.stage), run.seed))
 
-    def _changed(self, *, short: Run | None = None, medium: Run | None = None, long: Run | None = None) -> list[Run]:
-        """Return runs of "main" with the changes of the stages "ablation", "batch" (short), and "sweep" (medium)."""
+    def _changed(self, tuned: dict[str, Run]) -> list[Run]:
+        """Return the runs of the stages "ablation", "batch", and "sweep". tuned: runs of "main", by budget."""
         changed = []
-        if short:
+        if short := tuned.get("short"):
             pair = short.losses, short.exponent
             ablations = self.ablations.get(pair, [])
             changed += [dataclasses.replace(short, stage="ablation", **change) for change in ablations]
             if short.task == BATCH_TASK and pair == BATCH_PAIR:
                 for batch, exponent in itertools.product(self.batches, self.exponents):
                     changed.append(dataclasses.replace(short, stage="batch", batch=batch, exponent=exponent))
-        if medium and medium.task == BATCH_TASK:
+        if (medium := tuned.get("medium")) and medium.task == BATCH_TASK:
             pair = medium.losses, medium.exponent
             settings = [own for sweep in self.sweeps if pair in sweep.pairs for own in sweep.settings.values()]
             varied = [dataclasses.replace(medium, **setting) for setting in settings]

@@ -354,7 +354,7 @@ def test_faults_of_the_boxes(fault):
 def test_sweep_stage():
     """Imbalance and faults for the pairs of each sweep, at the medium budget; clean data are in "main"."""
     run = Run("main", "digits-10", "GHM-C + SL1", 0.5, 1000, 1.5e-3, 0.8, 1)
-    done = [one for one in FULL._changed(medium=run) if one.stage == "sweep"]
+    done = [one for one in FULL._changed({"medium": run}) if one.stage == "sweep"]
     changed = {name: {getattr(one, name) for one in done} for name in ("missing", "wrong", "jitter", "digits")}
     assert changed == {
         "missing": {0.0, 0.1, 0.3},
